@@ -1,0 +1,35 @@
+"""Keys: who may ask. A dependency of the routers that answer with the model's work, never a rule about paths."""
+
+from __future__ import annotations
+
+from hmac import compare_digest
+
+from fastapi import Request
+
+from app.errors import Unauthorized
+
+
+async def require_key(request: Request) -> None:
+    """Let a request pass whose ``Authorization: Bearer`` or ``X-API-Key`` is one of the configured keys.
+
+    Every key is compared, as bytes and in constant time, so the time tells nothing.
+
+    Raises:
+        Unauthorized: no key, or a wrong one.
+    """
+    sent = _sent_key(request)
+    known = [compare_digest(sent, key) for key in request.app.state.keys]
+    if not sent or not any(known):
+        problem = "a wrong key" if sent else "no key"
+        raise Unauthorized(
+            f"the request has {problem}; send one as 'Authorization: Bearer KEY' or as 'X-API-Key: KEY'",
+            headers={"WWW-Authenticate": "Bearer"},
+        )
+
+
+def _sent_key(request: Request) -> bytes:
+    headers = dict(request.scope["headers"])
+    scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
+    if scheme.lower() == b"bearer":
+        return bytes(token.strip())
+    return bytes(headers.get(b"x-api-key", b"").strip())

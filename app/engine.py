@@ -1,0 +1,244 @@
+"""The model on its device: numpy in, numpy out. The only part of the service that knows torch.
+
+An engine is immutable: new weights are a new engine, whose operations are new ``Op`` objects. Its operations run in
+the batcher's threads; each pads its rows to a fixed batch size, so the device sees few shapes and an image's answer
+does not depend on how many others came along.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from app.batching import Columns, DeviceLost, Op
+from app.settings import Settings, SettingsError
+from model import checkpoint, gaussian
+from model.elbo import importance_bound, importance_standard_error, log_likelihood_and_ratio
+
+Array = NDArray[Any]
+BUCKETS = (1, 2, 4, 8, 16, 24, 32, 48, 64)
+TOLERATED_MU = 0.02  # of sigma
+TOLERATED_LOG_SIGMA = 0.02
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+MAX_STREAMS = 4
+
+
+class Engine:
+    """A verified checkpoint on a device, ready to compute.
+
+    Attributes:
+        name: what the checkpoint calls itself.
+        digest: SHA-256 of the weights, first 16 hex digits.
+        image_shape: ``(C, H, W)``.
+        latent_dim: ``D``.
+        device: ``cpu``, ``cuda:0`` or ``mps``.
+        precision: ``fp32`` or ``bf16``, of the convolutions.
+        streams: batches that are worth running at the same time.
+        notes: what the checkpoint remembers beside its weights.
+        encode: ``x (n, C, H, W)`` to ``mu, sigma``, ``(n, D)`` each, and the KL of each posterior in nats, ``(n,)``.
+        decode: ``z (n, D)`` to mean images ``(n, C, H, W)`` in 0..1.
+        draw: standard normal noise ``(n, D)`` to latents ``(n, D)`` of the prior and their mean images.
+        weigh: ``x, mu, sigma, noise (n, D)`` to ``log p(x|z)`` and ``log p(z) - log q(z|x)``, ``(n,)`` float64.
+    """
+
+    def __init__(self, loaded: checkpoint.Checkpoint, device: str, precision: str, max_batch: int) -> None:
+        """Move a checkpoint to ``device``; ``precision`` is ``fp32`` or ``bf16``."""
+        self._device = torch.device(device)
+        self._vae = loaded.vae.to(self._device)
+        self._precision = PRECISIONS[precision]
+        self._buckets = sorted({*(size for size in BUCKETS if size < max_batch), max_batch})
+        self.name, self.digest = loaded.notes.name, loaded.digest[:16]
+        self.notes, self.config = loaded.notes, loaded.vae.config
+        self.image_shape, self.latent_dim = self.config.image_shape, self.config.latent_dim
+        self.device, self.precision = str(self._device), precision
+        self.parameters = self._vae.parameter_count()
+        self.streams = 1 if self._device.type != "cpu" else min(MAX_STREAMS, len(os.sched_getaffinity(0)))
+        self.encode = Op("encode", self._runner(self._encode))
+        self.decode = Op("decode", self._runner(self._decode))
+        self.draw = Op("sample", self._runner(self._draw))
+        self.weigh = Op("score", self._runner(self._weigh))
+
+    def warm_up(self) -> None:
+        """Run every operation once at every batch size that requests can cause."""
+        for size in self._buckets:
+            x = np.zeros((size, *self.image_shape), np.float32)
+            z = np.zeros((size, self.latent_dim), np.float32)
+            mu, sigma, _ = self.encode.run(x)
+            self.decode.run(z)
+            self.draw.run(z)
+            self.weigh.run(x, mu, sigma, z)
+
+    def golden_errors(self) -> tuple[float, float]:
+        """Return the golden batch's largest error of mu, in units of sigma, and of log sigma.
+
+        Both are 0 where the checkpoint has no golden batch.
+        """
+        notes = self.notes
+        if not len(notes.golden_images):
+            return 0.0, 0.0
+        mu, sigma, _ = self.encode.run(notes.golden_images.astype(np.float32) / np.float32(255))
+        mu_error = np.abs(mu - notes.golden_mu) / notes.golden_sigma
+        return float(mu_error.max()), float(np.abs(np.log(sigma / notes.golden_sigma)).max())
+
+    def _runner(self, compute: Callable[..., tuple[Tensor, ...]]) -> Callable[..., Columns]:
+        """Wrap a computation of tensors into one of arrays: pad, copy in, compute, copy out, cut."""
+
+        def run(*columns: Array) -> Columns:
+            rows = len(columns[0])
+            size = next((size for size in self._buckets if size >= rows), rows)
+            with torch.inference_mode(), _device_errors():
+                tensors = [torch.from_numpy(_padded(column, size)).to(self._device) for column in columns]
+                return tuple(result[:rows].cpu().numpy() for result in compute(*tensors))
+
+        return run
+
+    def _encode(self, x: Tensor) -> tuple[Tensor, ...]:
+        mu, sigma = self._vae.encode(x, self._precision)
+        return mu, sigma, gaussian.kl_to_standard_normal(mu, sigma).sum(1)
+
+    def _decode(self, z: Tensor) -> tuple[Tensor, ...]:
+        return (self._vae.likelihood.mean(self._vae.decode(z, self._precision)),)
+
+    def _draw(self, noise: Tensor) -> tuple[Tensor, ...]:
+        z = self._vae.prior.transform(noise)
+        return (z, *self._decode(z))
+
+    def _weigh(self, x: Tensor, mu: Tensor, sigma: Tensor, noise: Tensor) -> tuple[Tensor, ...]:
+        return log_likelihood_and_ratio(self._vae, x, mu, sigma, noise)
+
+
+def load(settings: Settings) -> Engine:
+    """Read, verify, place and warm the model that ``settings`` name.
+
+    Raises:
+        SettingsError: no such device, or a checkpoint that cannot be used; one line per problem.
+    """
+    device = choose_device(settings.device)
+    torch.set_num_threads(1 if device == "cpu" else torch.get_num_threads())  # one thread a stream
+    path = checkpoint_path(settings.model)
+    engine = _in_force(path, device, settings)
+    engine.warm_up()
+    return engine
+
+
+def checkpoint_path(model: str) -> Any:
+    """Return the file of a bundled name or a path.
+
+    Raises:
+        SettingsError: there is none.
+    """
+    try:
+        return checkpoint.resolve(model)
+    except checkpoint.CheckpointError as error:
+        raise SettingsError([f"VAE_MODEL: {error}"]) from error
+
+
+def choose_device(wanted: str) -> str:
+    """Return the device to use for a setting of ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+
+    Raises:
+        SettingsError: the named device is not there.
+    """
+    if wanted == "auto":
+        return "cuda:0" if torch.cuda.is_available() else "cpu"
+    device = torch.device(wanted)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise SettingsError(
+            [f"VAE_DEVICE: got '{wanted}'; there are {torch.cuda.device_count()} CUDA devices; use auto or cpu"]
+        )
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise SettingsError(["VAE_DEVICE: got 'mps'; this machine has no such device; use auto or cpu"])
+    return f"cuda:{device.index or 0}" if device.type == "cuda" else wanted
+
+
+def kl_to_standard_normal(mu: Array, sigma: Array) -> Array:
+    """Return ``KL[N(mu, sigma²) || N(0, I)]`` of each row and dimension in nats, ``(N, D)`` float64."""
+    return gaussian.kl_to_standard_normal(torch.from_numpy(mu).double(), torch.from_numpy(sigma).double()).numpy()
+
+
+def summarize(engine: Engine, mu: Array, sigma: Array, log_likelihood: Array, log_ratio: Array) -> dict[str, Array]:
+    """Return what ``/score`` says of N images, ``(N,)`` float64 each, from ``K`` weighed draws of each.
+
+    Args:
+        engine: for the number of pixels and the held-out scores.
+        mu: posterior means, ``(N, D)``.
+        sigma: posterior standard deviations, ``(N, D)``.
+        log_likelihood: ``log p(x|z)``, ``(N, K)``.
+        log_ratio: ``log p(z) - log q(z|x)``, ``(N, K)``.
+    """
+    kl = kl_to_standard_normal(mu, sigma).sum(1)
+    reconstruction = log_likelihood.mean(1)
+    elbo = reconstruction - kl
+    log_w = torch.from_numpy(log_likelihood + log_ratio)
+    bound = importance_bound(log_w).numpy()
+    held_out = engine.notes.held_out_elbo
+    below = np.searchsorted(held_out, elbo.astype(np.float32), side="left")
+    return {
+        "elbo": elbo,
+        "reconstruction": reconstruction,
+        "kl": kl,
+        "log_likelihood": bound,
+        "standard_error": importance_standard_error(log_w).numpy(),
+        "bits_per_dim": -bound / (math.log(2) * engine.config.pixels),
+        "percentile": 100.0 * below / max(1, len(held_out)),
+    }
+
+
+def _in_force(path: Any, device: str, settings: Settings) -> Engine:
+    """Return an engine in the precision asked for; ``auto`` is bf16 on a GPU where the golden batch allows it."""
+    try:
+        if settings.precision == "auto" and device.startswith("cuda") and torch.cuda.is_bf16_supported():
+            engine = Engine(checkpoint.load(path), device, "bf16", settings.max_batch)
+            if _tolerable(engine):
+                return engine
+        wanted = "fp32" if settings.precision == "auto" else settings.precision
+        engine = Engine(checkpoint.load(path), device, wanted, settings.max_batch)
+    except checkpoint.CheckpointError as error:
+        raise SettingsError([f"VAE_MODEL: {error}"]) from error
+    if not _tolerable(engine):
+        mu_error, log_sigma_error = engine.golden_errors()
+        raise SettingsError(
+            [
+                f"VAE_MODEL: {path}: on {device} in {engine.precision} the golden batch is off by {mu_error:.3g} sigma "
+                f"in mu and {log_sigma_error:.3g} in log sigma (at most {TOLERATED_MU:g} and {TOLERATED_LOG_SIGMA:g}); "
+                "the file is damaged, or VAE_PRECISION=fp32 is needed"
+            ]
+        )
+    return engine
+
+
+def _tolerable(engine: Engine) -> bool:
+    mu_error, log_sigma_error = engine.golden_errors()
+    return mu_error <= TOLERATED_MU and log_sigma_error <= TOLERATED_LOG_SIGMA
+
+
+def _padded(rows: Array, size: int) -> Array:
+    """Return ``rows`` repeated at the end up to ``size`` rows: real values, so padding costs no surprises."""
+    if len(rows) == size:
+        return np.ascontiguousarray(rows)
+    padded = np.empty((size, *rows.shape[1:]), rows.dtype)
+    padded[: len(rows)] = rows
+    padded[len(rows) :] = rows[-1]
+    return padded
+
+
+@contextmanager
+def _device_errors() -> Iterator[None]:
+    """Translate the device's failures: out of memory to ``MemoryError``, a lost device to ``DeviceLost``."""
+    try:
+        yield
+        return
+    except torch.OutOfMemoryError:
+        pass  # leave the except block first: the traceback holds the tensors
+    except torch.AcceleratorError as error:
+        raise DeviceLost(str(error).splitlines()[0]) from error
+    torch.cuda.empty_cache()
+    raise MemoryError("the device is out of memory")

@@ -1,0 +1,208 @@
+"""What one connection may cost: uvicorn's HTTP protocol, with limits where uvicorn has none.
+
+Caps the header block, the time in which a request must arrive, the chunks of a body, and the connections. Its
+refusals come before there is a request, so they are written here; the codes are ``malformed_http``,
+``headers_too_large``, ``too_slow`` and ``too_many_connections``. Knows no route and no setting.
+"""
+
+import asyncio
+import json
+import uuid
+from dataclasses import dataclass
+from typing import Any, Final
+
+from uvicorn.config import Config
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.server import ServerState
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Limits of one connection, and the number of connections.
+
+    Attributes:
+        header_bytes: of a request's path and header fields, and of anything else that is not a body.
+        receive_s: seconds from the first byte of a request (at first: from the connection) to its last.
+        chunks: chunks of one body; 32 MiB in pieces of a kilobyte.
+        connections: open at the same time.
+        keep_alive_s: seconds that an idle connection is kept.
+    """
+
+    header_bytes: int = 16_384
+    receive_s: float = 10.0
+    chunks: int = 32_768
+    connections: int = 4096
+    keep_alive_s: int = 30
+
+
+class State(ServerState):
+    """What all connections share."""
+
+    draining = False  # answers from now on end their connection
+
+
+# code -> (status, title, detail)
+REFUSALS: Final = {
+    "malformed_http": (400, "Bad Request", "this is not a valid HTTP/1.1 request with one Host header"),
+    "too_slow": (408, "Request Timeout", "the request did not arrive in time"),
+    "headers_too_large": (431, "Request Header Fields Too Large", "the header fields are too long"),
+    "too_many_connections": (503, "Service Unavailable", "too many connections are open; try again later"),
+}
+
+
+class Refused(Exception):
+    """Raised inside the parser's callbacks to end the connection."""
+
+
+class Guard(HttpToolsProtocol):
+    """One connection, from the first byte to the last."""
+
+    server_state: State
+
+    def __init__(
+        self,
+        limits: Limits,
+        config: Config,
+        server_state: State,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        """Wait for a connection."""
+        super().__init__(config, server_state, app_state, _loop)
+        self._limits = limits
+        self._timer: asyncio.TimerHandle | None = None
+        self._reading = self._in_body = False  # inside a request; inside its body
+        self._moved = False  # the parser made something of the latest bytes
+        self._pile = 0  # bytes that it made nothing of
+        self._size = self._chunks = 0  # of this request's path and header fields; of its body
+        self._code = "malformed_http"  # of the refusal, if the parser stops
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Start the clock, or refuse one connection too many."""
+        super().connection_made(transport)
+        if len(self.connections) > self._limits.connections:
+            self._refuse("too_many_connections")
+        else:
+            self._start_clock()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Stop the clock."""
+        self._stop_clock()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Parse, and refuse what piles up in the parser without becoming a request."""
+        if self.transport.is_closing():
+            return
+        self._moved = False
+        super().data_received(data)
+        self._pile = 0 if self._moved else self._pile + len(data)
+        if self._pile > self._limits.header_bytes:
+            self._refuse("headers_too_large")
+        elif self._timer is None and (self._reading or self._is_idle()):
+            self._start_clock()
+
+    def on_message_begin(self) -> None:
+        """Begin a request."""
+        self._moved = self._reading = True
+        self._size = self._chunks = 0
+        super().on_message_begin()
+
+    def on_url(self, url: bytes) -> None:
+        """Take a part of the path."""
+        self._grow(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a header field, or a trailer field after a body."""
+        self._grow(len(name) + len(value) + 4)
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        """Check what only the whole header block shows, before the application sees it."""
+        hosts = sum(name == b"host" for name, _ in self.headers)
+        if hosts != 1 and (hosts or self.parser.get_http_version() == "1.1"):  # RFC 9112, section 3.2
+            self._stop_parser("malformed_http")
+        super().on_headers_complete()
+        self._moved = self._in_body = True
+        if self.server_state.draining:
+            self.cycle.keep_alive = False
+
+    def on_chunk_header(self) -> None:
+        """Count a chunk."""
+        self._chunks += 1
+        if self._chunks > self._limits.chunks:
+            self._stop_parser("malformed_http")
+
+    def on_body(self, body: bytes) -> None:
+        """Take a part of the body."""
+        self._moved = True
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """End a request: it arrived in time."""
+        self._reading = self._in_body = False
+        self._stop_clock()
+        super().on_message_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what the parser refused."""
+        self._refuse(self._code)
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """Say nothing: who asks for another protocol is answered in this one."""
+
+    def _grow(self, size: int) -> None:
+        self._size += size
+        if self._size > self._limits.header_bytes:
+            self._stop_parser("headers_too_large")
+
+    def _stop_parser(self, code: str) -> None:
+        self._code = code
+        raise Refused(code)
+
+    def _is_idle(self) -> bool:
+        return getattr(self.cycle, "response_complete", True)  # there is no cycle before the first request
+
+    def _start_clock(self) -> None:
+        self._timer = self.loop.call_later(self._limits.receive_s, self._expire)
+
+    def _stop_clock(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _expire(self) -> None:
+        """End a request that did not arrive, unless it is us who are not reading or have not answered."""
+        self._timer = None
+        earlier = not self._in_body and not self._is_idle()  # an earlier request is being answered
+        if earlier or self.pipeline or self.flow.read_paused:
+            self._start_clock()
+        else:
+            self._refuse("too_slow")
+
+    def _refuse(self, code: str) -> None:
+        """End the connection, with an answer where the other side is waiting for this one."""
+        waits = not self.cycle.response_started if self._in_body else self._is_idle()
+        if waits and not self.pipeline and not self.transport.get_write_buffer_size():
+            self.transport.write(_answer(code))
+            self.transport.close()
+        else:
+            self.transport.abort()
+        if self._in_body:  # the application reads that the caller is gone, and nothing it sends gets out
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+
+
+def _answer(code: str) -> bytes:
+    """Return a whole HTTP answer with an RFC 9457 body."""
+    (status, title, detail), request_id = REFUSALS[code], uuid.uuid4().hex
+    problem = {"type": "about:blank", "title": title, "status": status, "code": code}
+    body = json.dumps(problem | {"detail": detail, "error": detail, "request_id": request_id}).encode()
+    retry = "retry-after: 1\r\n" if status == 503 else ""
+    head = (
+        f"HTTP/1.1 {status} {title}\r\ncontent-type: application/problem+json\r\n"
+        f"content-length: {len(body)}\r\ncache-control: no-store\r\nx-request-id: {request_id}\r\n"
+        f"{retry}connection: close\r\n\r\n"
+    )
+    return head.encode() + body

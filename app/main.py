@@ -1,0 +1,99 @@
+"""The application, put together: ``create_app()`` is a factory that any ASGI server can call.
+
+Nothing happens at import; loading the model happens in the lifespan, so an application that was started is ready.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+from pathlib import Path
+
+from fastapi import Depends, FastAPI
+from fastapi.responses import FileResponse, JSONResponse
+from fastapi.staticfiles import StaticFiles
+from starlette.middleware.cors import CORSMiddleware
+
+from app import openapi, problems
+from app.auth import require_key
+from app.health import router as health
+from app.metrics import Metrics
+from app.middleware import Envelope
+from app.routes import router
+from app.service import Service
+from app.settings import Settings, load_settings, read_api_keys
+
+OWN_HEADERS = ("X-API-Key", "X-Request-ID", "X-Timeout-Ms")
+STATIC = Path(__file__).parent / "static"
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """Return the application; without ``settings`` they are read from the environment.
+
+    Raises:
+        SettingsError: a setting is wrong; one line per problem.
+    """
+    settings = settings or load_settings()
+    service = Service(settings, Metrics())
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        await service.start()
+        try:
+            yield
+        finally:
+            await service.close()
+
+    app = FastAPI(
+        title="vae-service",
+        description=openapi.DESCRIPTION,
+        version=version("vae-service"),
+        lifespan=lifespan,
+        docs_url=None,  # the framework's page loads its scripts from elsewhere; ours works offline
+        redoc_url=None,
+        redirect_slashes=False,
+        responses=openapi.ERRORS,
+    )
+    app.state.service = service
+    app.state.keys = read_api_keys(settings.api_keys_file) if settings.api_keys_file else ()
+    guarded = [Depends(require_key)] if app.state.keys else []
+    for prefix in ("", "/v1"):
+        app.include_router(router, prefix=prefix, dependencies=guarded, include_in_schema=not prefix)
+        app.include_router(health, prefix=prefix, include_in_schema=not prefix)
+    _add_page(app)
+    problems.install(app)
+    if settings.cors_origin_list:
+        _allow_origins(app, settings)
+    app.add_middleware(Envelope, service=service)
+    return app
+
+
+def _add_page(app: FastAPI) -> None:
+    """Serve the page at ``/`` and the interactive documentation at ``/docs``, from files of our own."""
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> FileResponse:
+        return FileResponse(STATIC / "index.html")
+
+    @app.get("/docs", include_in_schema=False)
+    @app.get("/v1/docs", include_in_schema=False)
+    async def docs() -> FileResponse:
+        return FileResponse(STATIC / "docs.html", headers={"Content-Security-Policy": openapi.DOCS_CSP})
+
+    @app.get("/v1/openapi.json", include_in_schema=False)
+    async def document() -> JSONResponse:
+        return JSONResponse(app.openapi())
+
+    app.mount("/static", StaticFiles(directory=STATIC), name="static")
+
+
+def _allow_origins(app: FastAPI, settings: Settings) -> None:
+    app.add_middleware(
+        CORSMiddleware,
+        allow_origins=settings.cors_origin_list,
+        allow_methods=["GET", "HEAD", "POST"],
+        allow_headers=["Authorization", "Content-Type", "If-Model-Match", "If-None-Match", *OWN_HEADERS],
+        expose_headers=["ETag", "Retry-After", "Server-Timing", "X-Model-Digest", "X-Request-ID", "X-Seed"],
+        max_age=3600,
+    )

@@ -1,0 +1,202 @@
+"""From a request to what an endpoint works on: its body in time and in bounds, room in the line, its images.
+
+Everything that can be refused cheaply is refused first: nothing is decoded before there is room for it, and nothing
+is computed for a caller who left.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+from fastapi import Request
+from fastapi.routing import APIRoute
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+
+from app.errors import ContentTooLarge, DeadlineExceeded, PreconditionFailed, ServiceError, Unprocessable
+from app.payloads import ImageBatch, parse_images
+from app.service import Call, Service
+
+T = TypeVar("T")
+SMALL_BODY_BYTES = 4096  # up to here a body is read on the event loop: a hop to a thread costs more
+MAX_DRAWS_PER_ITEM = 64  # times VAE_MAX_ITEMS: the most draws of z that one request may cause
+TIMEOUT_MS = re.compile(r"[0-9]{1,9}")
+
+
+class Departed(ServiceError):
+    """The caller closed the connection: nobody reads this answer, the metrics count it as 499."""
+
+    status = 499
+
+
+class TimedRoute(APIRoute):
+    """A route with a deadline: ``VAE_DEADLINE_S`` or the caller's ``X-Timeout-Ms``, whichever is shorter.
+
+    It also compares ``If-Model-Match``, since latents mean nothing under other weights.
+    """
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Return the handler, bounded in time."""
+        handler = super().get_route_handler()
+
+        async def timed(request: Request) -> Response:
+            seconds = deadline(request)
+            check_model(request)
+            try:
+                async with asyncio.timeout(seconds):
+                    return await handler(request)
+            except TimeoutError:
+                raise DeadlineExceeded(
+                    f"no answer within {seconds:g} s (VAE_DEADLINE_S or X-Timeout-Ms); send less, or allow more time"
+                ) from None
+
+        return timed
+
+
+def service_of(request: Request) -> Service:
+    """Return the service that answers this request."""
+    owner: Service = request.app.state.service
+    return owner
+
+
+def content_type(request: Request) -> str | None:
+    """Return the request's Content-Type header."""
+    return request.headers.get("content-type")
+
+
+def deadline(request: Request) -> float:
+    """Return the seconds that this request has.
+
+    Raises:
+        Unprocessable: ``X-Timeout-Ms`` is not a whole number of at least 1.
+    """
+    longest = service_of(request).settings.deadline_s
+    sent = request.headers.get("x-timeout-ms")
+    if sent is None:
+        return longest
+    if not TIMEOUT_MS.fullmatch(sent) or int(sent) < 1:
+        raise Unprocessable("X-Timeout-Ms must be a whole number of milliseconds, at least 1", code="invalid_field")
+    return min(longest, int(sent) / 1000)
+
+
+def check_model(request: Request) -> None:
+    """Compare ``If-Model-Match`` with the digest of the weights in force.
+
+    Raises:
+        PreconditionFailed: they differ.
+    """
+    wanted = request.headers.get("if-model-match")
+    if wanted is not None and (digest := service_of(request).engine.digest) != wanted.strip().strip('"'):
+        raise PreconditionFailed(
+            f"the loaded weights are {digest}, not those that If-Model-Match names; encode again with these weights"
+        )
+
+
+def check_items(items: int, owner: Service) -> None:
+    """Bound the items of one request.
+
+    Raises:
+        ContentTooLarge: there are more than ``VAE_MAX_ITEMS``.
+    """
+    if items > (most := owner.settings.max_items):
+        raise ContentTooLarge(
+            f"got {items} items; at most {most} a request (VAE_MAX_ITEMS); send several requests", code="too_many_items"
+        )
+
+
+async def offload(size: int, work: Callable[..., T], *args: Any) -> T:
+    """Return ``work(*args)``, computed in a thread where ``size`` bytes are too many for the event loop."""
+    return work(*args) if size <= SMALL_BODY_BYTES else await asyncio.to_thread(work, *args)
+
+
+async def read_body(request: Request) -> bytes:
+    """Return the whole body.
+
+    Raises:
+        ContentTooLarge: it is longer than ``VAE_MAX_BODY_BYTES``; said at once where the request tells its length.
+        Departed: the caller left in the middle of it.
+    """
+    limit = service_of(request).settings.max_body_bytes
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared) > limit:
+        raise _body_too_large(limit)
+    parts, size = [], 0
+    try:
+        async for part in request.stream():
+            size += len(part)
+            if size > limit:
+                raise _body_too_large(limit)
+            parts.append(part)
+    except ClientDisconnect:
+        raise Departed("the caller left") from None
+    return b"".join(parts)
+
+
+@asynccontextmanager
+async def admitted(request: Request, items: int) -> AsyncIterator[Call]:
+    """Hold room for ``items`` until the answer is computed; a caller who leaves frees it at once."""
+    owner = service_of(request)
+    check_items(items, owner)
+    with owner.admit(items) as call:
+        request.scope["vae"].timing = call.timing
+        task = asyncio.current_task()
+        assert task is not None
+        watcher = asyncio.create_task(_cancel_on_departure(request, task))
+        try:
+            yield call
+        except asyncio.CancelledError:
+            if watcher.done() and not watcher.cancelled() and task.uncancel() == 0:
+                raise Departed("the caller left") from None
+            raise
+        finally:
+            watcher.cancel()
+
+
+@asynccontextmanager
+async def images_of(request: Request, resize: str, draws: int = 1) -> AsyncIterator[tuple[Call, Any]]:
+    """Read the request's images: parse, make room, only then decode; yields the call and ``x (N, C, H, W)``.
+
+    Raises:
+        ContentTooLarge: body, items, pixels, or images times ``draws`` are over a limit.
+    """
+    owner = service_of(request)
+    owner.engine  # noqa: B018 - refuses while nothing is loaded, before the body is read
+    body = await read_body(request)
+    most = owner.settings.max_items
+    batch = await offload(len(body), lambda: parse_images(body, content_type(request), max_items=most))
+    if batch.count * draws > most * MAX_DRAWS_PER_ITEM:
+        raise ContentTooLarge(
+            f"got {batch.count} images with {draws} draws each; at most {most * MAX_DRAWS_PER_ITEM} draws a request "
+            f"({MAX_DRAWS_PER_ITEM} x VAE_MAX_ITEMS); send fewer images or ask for fewer draws",
+            code="too_many_items",
+        )
+    async with decoded(request, batch, len(body), resize) as pair:
+        yield pair
+
+
+@asynccontextmanager
+async def decoded(request: Request, batch: ImageBatch, size: int, resize: str) -> AsyncIterator[tuple[Call, Any]]:
+    """Make room for parsed images, then decode them; yields the call and ``x (N, C, H, W)`` float32 in 0..1."""
+    async with admitted(request, batch.count) as call:
+        limit = service_of(request).settings.max_pixels
+
+        def decode() -> Any:
+            return batch.decode(call.engine.image_shape, max_pixels=limit, resize=resize != "never")
+
+        yield call, await offload(size, decode)
+
+
+def _body_too_large(limit: int) -> ContentTooLarge:
+    text = f"the body is longer than {limit} bytes (VAE_MAX_BODY_BYTES); send fewer items in one request"
+    return ContentTooLarge(text, headers={"Connection": "close"})
+
+
+async def _cancel_on_departure(request: Request, task: asyncio.Task[Any]) -> None:
+    """Cancel ``task`` when the caller closes the connection."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+    task.cancel()

@@ -1,0 +1,153 @@
+"""One function per endpoint: read, await, write.
+
+The order inside each is the order of refusals: what cannot be written (406), what is not loaded (503), what cannot be
+read (400, 413, 415, 422), no room (429), too late (504).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Query, Request
+from starlette.responses import Response
+
+from app import openapi, service
+from app.divergences import Array, answer
+from app.negotiation import Format, choose_format
+from app.payloads import ImageBatch, read_kl, read_latents, write_json
+from app.reading import (
+    TimedRoute,
+    admitted,
+    check_items,
+    content_type,
+    decoded,
+    images_of,
+    offload,
+    read_body,
+    service_of,
+)
+from app.schemas import EncodeOut, ImagesOut, KlOut, ModelOut, SampleOut, ScoreOut
+from app.writing import matches, sample_tag, write
+from model.gaussian import fresh_seed
+
+TENSORS = (Format.JSON, Format.NPY, Format.SAFETENSORS)
+PICTURES = (Format.JSON, Format.NPY, Format.SAFETENSORS, Format.PNG)
+FIELDS = (Format.JSON, Format.SAFETENSORS)
+
+Seed = Annotated[int | None, Query(ge=0, le=2**63 - 1, description="0 to 2^63 - 1; without it a fresh one.")]
+FormatName = Annotated[str | None, Query(alias="format", description="json, png, npy, safetensors; overrides Accept.")]
+Columns = Annotated[int | None, Query(ge=1, le=1024, description="Images in a row of a contact sheet.")]
+Resize = Annotated[Literal["auto", "never"], Query(description="never: refuse files of another size.")]
+Draws = Annotated[int, Query(ge=0, le=256, description="Draws of z for each image.")]
+Samples = Annotated[int, Query(ge=1, le=1024, description="Draws K for each image.")]
+Count = Annotated[int, Query(ge=1, description="Number of images.")]
+Temperature = Annotated[float, Query(ge=0, le=2, allow_inf_nan=False, description="Scale of the prior's noise.")]
+Unit = Annotated[Literal["nats", "bits"], Query(description="Unit of the answer.")]
+
+router = APIRouter(route_class=TimedRoute)
+
+
+@router.post("/encode", response_model=EncodeOut, openapi_extra=openapi.IMAGES_IN, responses=openapi.TENSORS_OUT)
+async def encode(
+    request: Request, draws: Draws = 0, seed: Seed = None, resize: Resize = "auto", form: FormatName = None
+) -> Response:
+    """Encode images to the parameters of their posterior, `mu` and `sigma`; `mu` is the embedding.
+
+    The same image gives the same answer: nothing is drawn unless `draws` asks for it.
+    """
+    chosen = choose_format(request.headers.get("accept"), form, TENSORS)
+    seed = fresh_seed() if seed is None and draws else seed or 0
+    async with images_of(request, resize, max(1, draws)) as (call, x):
+        tensors = await service.encode(call, x, draws, seed)
+    return await write(chosen, tensors, {"seed": seed} if draws else {})
+
+
+@router.post("/decode", response_model=ImagesOut, openapi_extra=openapi.LATENTS_IN, responses=openapi.PICTURES_OUT)
+async def decode(request: Request, columns: Columns = None, form: FormatName = None) -> Response:
+    """Decode latents to the mean image of p(x|z)."""
+    chosen = choose_format(request.headers.get("accept"), form, PICTURES)
+    dim, most = service_of(request).engine.latent_dim, service_of(request).settings.max_items
+    body = await read_body(request)
+    z = await offload(len(body), lambda: read_latents(body, content_type(request), dim, max_items=most))
+    async with admitted(request, len(z)) as call:
+        images = await service.decode(call, z)
+    return await write(chosen, {"images": images}, columns=columns)
+
+
+@router.get("/sample", response_model=SampleOut, responses=openapi.PICTURES_OUT)
+async def sample(
+    request: Request,
+    n: Count = 1,
+    seed: Seed = None,
+    temperature: Temperature = 1.0,
+    columns: Columns = None,
+    form: FormatName = None,
+) -> Response:
+    """Draw new images from the prior; image i of a seed depends on the seed and i alone."""
+    chosen = choose_format(request.headers.get("accept"), form, PICTURES)
+    owner, headers = service_of(request), {"Cache-Control": "no-store"}
+    check_items(n, owner)
+    if seed is not None:
+        tag = sample_tag(owner.engine, n, seed, temperature, columns, chosen.value)
+        headers = {"ETag": tag, "Cache-Control": "public, max-age=31536000, immutable"}
+        if matches(request.headers.get("if-none-match"), tag):
+            return Response(status_code=304, headers={"Vary": "Accept", "X-Seed": str(seed), **headers})
+    seed = fresh_seed() if seed is None else seed
+    async with admitted(request, n) as call:
+        z, images = await service.sample(call, n, seed, temperature)
+    return await write(chosen, {"images": images, "z": z}, {"seed": seed}, headers, columns)
+
+
+@router.post("/reconstruct", response_model=ImagesOut, openapi_extra=openapi.IMAGES_IN, responses=openapi.PICTURES_OUT)
+async def reconstruct(
+    request: Request, columns: Columns = None, resize: Resize = "auto", form: FormatName = None
+) -> Response:
+    """Return `decode(mu)` of images: what the model keeps of them."""
+    chosen = choose_format(request.headers.get("accept"), form, PICTURES)
+    async with images_of(request, resize) as (call, x):
+        images = await service.reconstruct(call, x)
+    return await write(chosen, {"images": images}, columns=columns)
+
+
+@router.post("/score", response_model=ScoreOut, openapi_extra=openapi.IMAGES_IN, responses=openapi.FIELDS_OUT)
+async def score(
+    request: Request, samples: Samples = 64, seed: Seed = None, resize: Resize = "auto", form: FormatName = None
+) -> Response:
+    """Score images: ELBO, log-likelihood with its standard error, and the percentile that an alarm reads."""
+    chosen = choose_format(request.headers.get("accept"), form, FIELDS)
+    seed = fresh_seed() if seed is None else seed
+    async with images_of(request, resize, samples) as (call, x):
+        fields = await service.score(call, x, samples, seed)
+    return await write(chosen, fields, {"samples": samples, "seed": seed})
+
+
+@router.post("/kl", response_model=KlOut, openapi_extra=openapi.KL_IN, responses=openapi.FIELDS_OUT)
+async def kl(request: Request, unit: Unit = "nats", resize: Resize = "auto", form: FormatName = None) -> Response:
+    """Compute KL divergence: of images' posteriors from the prior, or between distributions that the body gives."""
+    chosen = choose_format(request.headers.get("accept"), form, FIELDS)
+    body, most = await read_body(request), service_of(request).settings.max_items
+    question = await offload(len(body), lambda: read_kl(body, content_type(request), max_items=most))
+    parts: Array | None
+    if isinstance(question, ImageBatch):
+        async with decoded(request, question, len(body), resize) as (call, x):
+            total, parts = await service.posterior_kl(call, x)
+    else:
+        async with admitted(request, question.items):
+            total, parts = await offload(len(body), answer, question)
+    scale = 1.0 if unit == "nats" else 1 / math.log(2)
+    tensors = {"kl": total * scale} | ({} if parts is None else {"per_dimension": parts * scale})
+    return await write(chosen, tensors, {"unit": unit})
+
+
+@router.get("/model", response_model=ModelOut)
+async def model(request: Request) -> Response:
+    """Tell what is loaded: shapes, weights, device, metrics as measured, limits."""
+    return Response(write_json(service.description(service_of(request))), media_type=Format.JSON.media_type)
+
+
+@router.get("/metrics", include_in_schema=False)
+async def metrics(request: Request) -> Response:
+    """Return everything that is measured, in Prometheus's text format."""
+    content, media_type = service_of(request).metrics.render()
+    return Response(content, media_type=media_type)

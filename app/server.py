@@ -1,0 +1,242 @@
+"""The process: one listening socket, limits per connection, signals, exit statuses.
+
+``run`` takes the port, starts the application, serves, drains and says with what status to exit. It needs of the
+application no more than a lifespan and ``app.state.service``; it knows no route and no model.
+"""
+
+import asyncio
+import json
+import logging
+import math
+import os
+import resource
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from ipaddress import ip_address
+from typing import Any, Final, Protocol
+
+import uvicorn
+
+from app import logs
+from app.errors import Unavailable
+from app.guard import Guard, Limits, State
+from app.settings import Settings, SettingsError
+
+EXIT_NO_PORT: Final = 3
+EXIT_SETTINGS: Final = 78  # EX_CONFIG of sysexits.h
+BACKLOG: Final = 2048  # connections that the kernel accepts ahead of us
+SPARE_FILES: Final = 128  # open files besides connections
+SETTLE_S: Final = 0.1  # in which everything that the kernel holds for us is accepted and read
+LAST_ANSWERS_S: Final = 1.0  # to send what is answered already, where there is no time to drain
+
+App = Any  # an ASGI application with ``router.lifespan_context`` and ``state.service``
+Receive = Callable[[], Awaitable[Any]]
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+log = logging.getLogger("vae")
+
+
+class Drainable(Protocol):
+    """What is needed of ``app.state.service``; ``exit_status`` ends the process as soon as it is a number."""
+
+    exit_status: int | None
+
+    def begin_drain(self) -> None:
+        """Report not ready from now on."""
+
+    def refuse_new_work(self) -> None:
+        """Answer new requests with 503."""
+
+    async def reload(self) -> None:
+        """Load the model's file again."""
+
+
+def run(app: App, settings: Settings, limits: Limits | None = None) -> int:
+    """Serve ``app`` until a signal or its service ends it, and return the exit status of the process.
+
+    0 after a drain, 3 without a port, 78 where the lifespan raises ``SettingsError`` (one line per problem), else
+    what the service says. A second signal ends the process at once, with 128 and the signal's number.
+
+    Args:
+        app: see ``App``; started after the port is taken, so nothing is loaded in vain.
+        settings: address, drain times, connections and log format.
+        limits: of a connection; by default the usual ones, with ``settings.max_connections``.
+    """
+    try:
+        listener = _listen(settings.host, settings.port)
+    except (OSError, UnicodeError) as error:
+        print(f"cannot listen on {settings.host} port {settings.port}: {_reason(error)}", file=sys.stderr)
+        return EXIT_NO_PORT
+    stop_logging = logs.configure(settings.log_level, settings.log_format)
+    try:
+        _warn_if_open(settings)
+        limits = limits or Limits(connections=_with_files_for(settings.max_connections))
+        server = Server(app, settings, limits)
+        with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
+            return runner.run(server.live(listener))
+    except SettingsError as error:
+        for problem in error.problems:
+            log.critical("%s", problem)
+        return EXIT_SETTINGS
+    finally:
+        listener.close()
+        stop_logging()
+
+
+class Server(uvicorn.Server):
+    """uvicorn with guarded connections, and signals that drain before they end."""
+
+    server_state: State
+
+    def __init__(self, app: App, settings: Settings, limits: Limits) -> None:
+        """Prepare; nothing runs before ``live``."""
+        config = uvicorn.Config(
+            _refused_when_cut(app),
+            interface="asgi3",
+            lifespan="off",  # run by ``live``, where its errors can be told apart
+            http=partial(Guard, limits),  # type: ignore[arg-type]  # it is only ever called
+            ws="none",
+            backlog=BACKLOG,
+            timeout_keep_alive=limits.keep_alive_s,
+            log_config=None,
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+        )
+        super().__init__(config)
+        self.server_state = State()
+        self._app, self._settings = app, settings
+        self._service: Drainable = app.state.service
+        self._draining: asyncio.Task[None] | None = None
+        self._reloads: set[asyncio.Task[None]] = set()
+
+    async def live(self, listener: socket.socket) -> int:
+        """Start the application, serve it until something ends it, stop it; return the exit status."""
+        with self._signals():
+            async with self._app.router.lifespan_context(self._app):
+                await self.serve(sockets=[listener])
+        return self._service.exit_status or 0
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to accept connections."""
+        await super().startup(sockets)
+        for listener in sockets or ():
+            host, port = listener.getsockname()[:2]
+            log.info("listening on http://%s:%d", f"[{host}]" if ":" in host else host, port)
+
+    async def on_tick(self, counter: int) -> bool:
+        """Look ten times a second whether it is over."""
+        if self._service.exit_status is not None:
+            self.config.timeout_graceful_shutdown = math.ceil(LAST_ANSWERS_S)
+            self.should_exit = True
+        return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End all connections: what has arrived is read first, and who is cut is told so."""
+        for server in self.servers:
+            server.close()
+        await asyncio.sleep(SETTLE_S)
+        await super().shutdown(sockets)
+        if self.server_state.tasks:
+            await asyncio.wait(set(self.server_state.tasks), timeout=LAST_ANSWERS_S)
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave the signals alone: uvicorn would raise them again after a clean end."""
+        yield
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop, number)
+        loop.add_signal_handler(signal.SIGHUP, self._reload)
+        try:
+            yield
+        finally:
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                loop.remove_signal_handler(number)
+
+    def _stop(self, number: int) -> None:
+        if self._draining is not None:
+            os._exit(128 + number)
+        self._draining = asyncio.get_running_loop().create_task(self._drain())
+
+    async def _drain(self) -> None:
+        """Let balancers look away, refuse what is new, wait for what is in flight; then let uvicorn end."""
+        log.info("draining: not ready from now on; a second signal ends at once")
+        self._service.begin_drain()
+        self.server_state.draining = True
+        await asyncio.sleep(max(self._settings.drain_delay_s, SETTLE_S))
+        self._service.refuse_new_work()
+        loop = asyncio.get_running_loop()
+        end = loop.time() + self._settings.drain_s
+        if self.server_state.tasks:
+            await asyncio.wait(set(self.server_state.tasks), timeout=self._settings.drain_s)
+        self.config.timeout_graceful_shutdown = math.ceil(max(end - loop.time(), LAST_ANSWERS_S))
+        self.should_exit = True
+
+    def _reload(self) -> None:
+        if self.started and self._draining is None:
+            task = asyncio.get_running_loop().create_task(self._service.reload())
+            self._reloads.add(task)
+            task.add_done_callback(self._reloaded)
+
+    def _reloaded(self, task: asyncio.Task[None]) -> None:
+        self._reloads.discard(task)
+        if not task.cancelled() and (error := task.exception()):
+            log.error("the reload failed, nothing has changed", exc_info=error)
+
+
+def _refused_when_cut(app: App) -> App:
+    """Return ``app`` such that a request that is cancelled at the end of the drain is answered with 503."""
+    problem = Unavailable("the server has shut down; send the request again", code="draining")
+
+    async def answer(scope: dict[str, Any], receive: Receive, send: Send) -> None:
+        try:
+            await app(scope, receive, send)
+        except asyncio.CancelledError:
+            body = json.dumps(problem.to_problem("")).encode()
+            headers = [(b"content-type", b"application/problem+json"), (b"content-length", b"%d" % len(body))]
+            with suppress(RuntimeError):  # the answer has begun
+                await send({"type": "http.response.start", "status": problem.status, "headers": headers})
+                await send({"type": "http.response.body", "body": body})
+
+    return answer
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    both = host == "::" and socket.has_dualstack_ipv6()
+    return socket.create_server((host, port), family=family, backlog=BACKLOG, dualstack_ipv6=both)
+
+
+def _reason(error: Exception) -> str:
+    number = error.errno if isinstance(error, OSError) else None
+    return os.strerror(number) if number and number > 0 else str(getattr(error, "strerror", None) or error)
+
+
+def _warn_if_open(settings: Settings) -> None:
+    with suppress(ValueError):  # a name instead of an address
+        if not settings.api_keys_file and not ip_address(settings.host).is_loopback:
+            log.warning("everybody who reaches %s may use the service: no VAE_API_KEYS_FILE", settings.host)
+
+
+def _with_files_for(connections: int) -> int:
+    """Raise the limit of open files as far as needed; return for how many connections it is enough."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = connections + SPARE_FILES
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        if soft < wanted:
+            log.warning("VAE_MAX_CONNECTIONS: only %d files may be open (ulimit -n)", soft)
+            return max(1, soft - SPARE_FILES)
+    return connections

@@ -1,0 +1,241 @@
+"""What the endpoints do, without HTTP: arrays in, arrays out, and the states a running service passes through.
+
+``Service`` owns the engine and the batcher. It is started by the application's life cycle, told to drain by the
+server process, and asked by the routes. Deadlines and departures reach it as cancellation.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app import engine as engines
+from app.batching import Batcher, Columns, Op
+from app.engine import Engine
+from app.errors import Unavailable
+from app.metrics import Metrics
+from app.settings import Settings, SettingsError
+from model.gaussian import noise
+
+Array = NDArray[Any]
+EXIT_DEVICE_LOST = 70
+log = logging.getLogger("vae")
+
+
+@dataclass
+class Timing:
+    """Where the time of one request went, in seconds, added up over its batches."""
+
+    queue_s: float = 0.0
+    device_s: float = 0.0
+
+
+@dataclass
+class Call:
+    """One admitted request: the engine that it started with (a reload does not change it) and its times."""
+
+    engine: Engine
+    batcher: Batcher
+    metrics: Metrics
+    timing: Timing = field(default_factory=Timing)
+
+    async def run(self, op: Op, *columns: Array) -> Columns:
+        """Return the rows of ``op``, computed in company with other requests."""
+        answer = await self.batcher.submit(op, *columns)
+        self.timing.queue_s += answer.queue_s
+        self.timing.device_s += answer.device_s
+        return answer.rows
+
+
+class Service:
+    """The loaded model behind one line of waiting requests.
+
+    Attributes:
+        exit_status: set when the process has to end, with what status.
+    """
+
+    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+        """Keep the settings; nothing is loaded before ``start``."""
+        self.settings, self.metrics = settings, metrics
+        self.exit_status: int | None = None
+        self._engine: Engine | None = None
+        self._batcher: Batcher | None = None
+        self._draining = self._refusing = self._reloading = False
+
+    async def start(self) -> None:
+        """Load, verify and warm the model, then take requests.
+
+        Raises:
+            SettingsError: the model or the device cannot be used.
+        """
+        engine = await asyncio.to_thread(engines.load, self.settings)
+        if engine.device == "cpu" and self.settings.device == "auto":
+            log.warning("VAE_DEVICE=auto: no GPU found, computing on the CPU")
+        streams = self.settings.streams or engine.streams
+        limit = self.settings.max_queue_items
+        self._batcher = Batcher(self.settings.max_batch, limit, streams, self.metrics, self._on_death)
+        self._batcher.start()
+        self._use(engine)
+
+    async def close(self) -> None:
+        """Fail what is unanswered and end the inference threads."""
+        self._draining = self._refusing = True
+        if self._batcher:
+            await self._batcher.close()
+
+    async def reload(self) -> None:
+        """Load the model's file again and swap it in; requests in flight finish on the old weights.
+
+        A file that cannot be used changes nothing and is logged.
+        """
+        if self._reloading or self._draining:
+            return
+        self._reloading = True
+        try:
+            self._use(await asyncio.to_thread(engines.load, self.settings))
+        except SettingsError as error:
+            log.error("reload failed, the old weights stay: %s", error)
+        finally:
+            self._reloading = False
+
+    def begin_drain(self) -> None:
+        """Report not ready from now on; requests are still served."""
+        self._draining = True
+
+    def refuse_new_work(self) -> None:
+        """Answer new requests with 503; those inside are finished."""
+        self._refusing = True
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process is worth keeping."""
+        return self.exit_status is None
+
+    @property
+    def status(self) -> str:
+        """``ready``, ``loading``, ``draining`` or ``device_lost``."""
+        if self.exit_status is not None:
+            return "device_lost"
+        if self._draining:
+            return "draining"
+        return "ready" if self._engine else "loading"
+
+    @property
+    def digest(self) -> str | None:
+        """First 16 hex digits of the SHA-256 of the weights in force; ``None`` while loading."""
+        return self._engine.digest if self._engine else None
+
+    @property
+    def engine(self) -> Engine:
+        """The engine in force.
+
+        Raises:
+            Unavailable: nothing is loaded yet.
+        """
+        if self._engine is None:
+            raise Unavailable("the model is still being loaded; try again in a moment", code="loading")
+        return self._engine
+
+    @contextmanager
+    def admit(self, items: int) -> Iterator[Call]:
+        """Hold room for a request of ``items`` until it is answered.
+
+        Raises:
+            QueueFull: there is none.
+            Unavailable: loading, draining, or the device is lost.
+        """
+        engine = self.engine
+        if self._refusing or self._batcher is None:
+            self.metrics.rejected("draining")
+            raise Unavailable("the server is shutting down; send the request to another one", code="draining")
+        with self._batcher.reserve(items):
+            yield Call(engine, self._batcher, self.metrics)
+
+    def _use(self, engine: Engine) -> None:
+        self._engine = engine
+        self.metrics.set_model_info(engine.name, engine.digest, engine.device, engine.precision)
+        log.info("ready: %s %s on %s in %s", engine.name, engine.digest, engine.device, engine.precision)
+
+    def _on_death(self, error: BaseException) -> None:
+        log.critical("the inference device is lost, ending: %r", error)
+        self.exit_status = EXIT_DEVICE_LOST
+
+
+async def encode(call: Call, x: Array, draws: int = 0, seed: int = 0) -> dict[str, Array]:
+    """Return ``mu`` and ``sigma``, ``(N, D)``, of images ``x (N, C, H, W)``; with draws also ``z (N, draws, D)``."""
+    mu, sigma, kl = await call.run(call.engine.encode, x)
+    call.metrics.observe_posterior_kl(kl)
+    if not draws:
+        return {"mu": mu, "sigma": sigma}
+    epsilon = noise(seed, len(x), (draws, call.engine.latent_dim))
+    return {"mu": mu, "sigma": sigma, "z": mu[:, None] + epsilon * sigma[:, None]}
+
+
+async def decode(call: Call, z: Array) -> Array:
+    """Return the mean images ``(N, C, H, W)`` of latents ``z (N, D)``."""
+    (images,) = await call.run(call.engine.decode, z)
+    return images
+
+
+async def sample(call: Call, count: int, seed: int, temperature: float) -> tuple[Array, Array]:
+    """Return ``count`` latents ``(N, D)`` of the prior and their mean images ``(N, C, H, W)``."""
+    epsilon = noise(seed, count, (call.engine.latent_dim,)) * np.float32(temperature)
+    z, images = await call.run(call.engine.draw, epsilon)
+    return z, images
+
+
+async def reconstruct(call: Call, x: Array) -> Array:
+    """Return ``decode(mu)`` of images ``x (N, C, H, W)``."""
+    mu, _, _ = await call.run(call.engine.encode, x)
+    return await decode(call, mu)
+
+
+async def posterior_kl(call: Call, x: Array) -> tuple[Array, Array]:
+    """Return ``KL[q(z|x) || p(z)]`` of each image in nats, ``(N,)``, and of each dimension, ``(N, D)``; float64."""
+    mu, sigma, _ = await call.run(call.engine.encode, x)
+    parts = engines.kl_to_standard_normal(mu, sigma)
+    return parts.sum(1), parts
+
+
+async def score(call: Call, x: Array, samples: int, seed: int) -> dict[str, Array]:
+    """Return the fields of ``/score`` for images ``x (N, C, H, W)``, ``(N,)`` each, by ``samples`` draws an image."""
+    mu, sigma, _ = await call.run(call.engine.encode, x)
+    epsilon = noise(seed, len(x), (samples, call.engine.latent_dim))
+    columns = (x, mu, sigma)
+    rows = [
+        call.run(call.engine.weigh, *(np.broadcast_to(c[i], (samples, *c.shape[1:])) for c in columns), epsilon[i])
+        for i in range(len(x))
+    ]
+    weighed = await asyncio.gather(*rows)
+    log_likelihood, log_ratio = (np.stack(column) for column in zip(*weighed, strict=True))  # (N, samples) each
+    return engines.summarize(call.engine, mu, sigma, log_likelihood, log_ratio)
+
+
+def description(service: Service) -> dict[str, Any]:
+    """Return what ``GET /model`` says."""
+    engine, settings = service.engine, service.settings
+    config, (channels, height, width) = engine.config, engine.image_shape
+    limits = ("max_body_bytes", "max_items", "max_pixels", "max_queue_items", "deadline_s")
+    return {
+        "name": engine.name,
+        "digest": engine.digest,
+        "image": {"channels": channels, "height": height, "width": width},
+        "latent_dim": engine.latent_dim,
+        "likelihood": config.likelihood,
+        "prior": config.prior,
+        "parameters": engine.parameters,
+        "device": engine.device,
+        "precision": engine.precision,
+        "trained_on": engine.notes.trained_on,
+        "metrics": engine.notes.metrics,
+        "limits": {name: getattr(settings, name) for name in limits},
+        "version": version("vae-service"),
+    }

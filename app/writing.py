@@ -1,0 +1,70 @@
+"""From arrays to answers: the right writer for the format, headers, and the validators of a cacheable sample."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from starlette.responses import Response
+
+from app.engine import Engine
+from app.errors import Unprocessable
+from app.negotiation import Format
+from app.payloads import write_tensors
+
+SMALL_ITEMS = 8  # up to here an answer is written on the event loop: a hop to a thread costs more
+
+
+async def write(
+    chosen: Format,
+    tensors: Mapping[str, NDArray[Any]],
+    fields: Mapping[str, object] | None = None,
+    headers: Mapping[str, str] | None = None,
+    columns: int | None = None,
+) -> Response:
+    """Return tensors as an answer.
+
+    Args:
+        chosen: the format to write.
+        tensors: arrays by name, of one length; ``images`` are ``(N, C, H, W)`` in 0..1.
+        fields: further members of the JSON form; a seed becomes a header too, whatever the format.
+        headers: further headers.
+        columns: images in a row of a contact sheet.
+    """
+
+    def body() -> bytes:
+        if chosen is Format.SAFETENSORS:
+            _check_float32(tensors)
+        return write_tensors(chosen, tensors, fields=fields, columns=columns)
+
+    items = len(next(iter(tensors.values())))
+    content = body() if items <= SMALL_ITEMS else await asyncio.to_thread(body)
+    seed = {"X-Seed": str(fields["seed"])} if fields and "seed" in fields else {}
+    return Response(content, headers={"Vary": "Accept", **seed, **(headers or {})}, media_type=chosen.media_type)
+
+
+def _check_float32(tensors: Mapping[str, NDArray[Any]]) -> None:
+    """Refuse float64 numbers that would become infinite in the float32 of the format that was asked for."""
+    for name, tensor in tensors.items():
+        if tensor.dtype == np.float64 and (np.abs(tensor) > np.finfo(np.float32).max).any():
+            text = f"{name} is beyond the range of float32, which this format has; ask for format=json"
+            raise Unprocessable(text, code="out_of_range")
+
+
+def sample_tag(engine: Engine, *asked: object) -> str:
+    """Return the weak entity tag of a seeded sample: of the weights and of everything that was asked for.
+
+    Weak, because other company in a batch may change the last bit of a pixel.
+    """
+    what = repr((engine.digest, engine.precision, *asked))
+    return f'W/"{hashlib.sha256(what.encode()).hexdigest()[:32]}"'
+
+
+def matches(if_none_match: str | None, tag: str) -> bool:
+    """Return whether ``If-None-Match`` lists ``tag``, by weak comparison (RFC 9110, section 13.1.2)."""
+    listed = [item.strip().removeprefix("W/") for item in (if_none_match or "").split(",")]
+    return "*" in listed or tag.removeprefix("W/") in listed

@@ -1,0 +1,107 @@
+"""The objective: the only place where likelihood, posterior and prior are put together.
+
+Everything is in nats per image: sums over pixels and latents, one number an image. Averaging over a batch is left
+to the caller, so training, evaluation and serving cannot disagree about units. Noise is an argument, never drawn
+here.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from model.gaussian import draw, kl_to_standard_normal, log_prob
+from model.vae import VAE
+
+
+class Terms(NamedTuple):
+    """One single-draw estimate of the evidence lower bound, ``(N,)`` each, in nats.
+
+    Attributes:
+        reconstruction: ``log p(x|z)`` of the draw.
+        kl: ``KL[q(z|x) || p(z)]``, in closed form.
+    """
+
+    reconstruction: Tensor
+    kl: Tensor
+
+    @property
+    def elbo(self) -> Tensor:
+        """``reconstruction - kl``, at most ``log p(x)`` in expectation."""
+        return self.reconstruction - self.kl
+
+
+def elbo_terms(vae: VAE, x: Tensor, epsilon: Tensor, precision: torch.dtype = torch.float32) -> Terms:
+    """Return ``E_q[log p(x|z)]`` by one draw and ``KL[q(z|x) || p(z)]`` in closed form, of each image.
+
+    ``log p(x) >= E_q[log p(x|z)] - KL`` (Kingma & Welling 2014, equation 3).
+
+    Args:
+        vae: encoder, decoder, likelihood and prior.
+        x: pixels in 0..1, ``(N, C, H, W)``.
+        epsilon: standard normal noise, ``(N, D)``.
+        precision: of the convolutions; every term is computed in float32.
+    """
+    mu, sigma = vae.encode(x, precision)
+    z = draw(mu, sigma, epsilon)
+    reconstruction = vae.likelihood.log_prob(x, vae.decode(z, precision))
+    return Terms(reconstruction, kl_to_standard_normal(mu, sigma).sum(1))
+
+
+def log_likelihood_and_ratio(
+    vae: VAE, x: Tensor, mu: Tensor, sigma: Tensor, epsilon: Tensor, precision: torch.dtype = torch.float32
+) -> tuple[Tensor, Tensor]:
+    """Return ``log p(x|z)`` and ``log p(z) - log q(z|x)`` of one draw a row, ``(N,)`` float64 each.
+
+    Their sum is the draw's log-weight; the mean of the first estimates ``E_q[log p(x|z)]``, the negative mean of the
+    second the KL.
+
+    Args:
+        vae: decoder, likelihood and prior.
+        x: pixels in 0..1, ``(N, C, H, W)``.
+        mu: posterior means, ``(N, D)``.
+        sigma: posterior standard deviations, ``(N, D)``.
+        epsilon: standard normal noise, ``(N, D)``.
+        precision: of the convolutions; the terms themselves are computed in float32 and float64.
+    """
+    z = draw(mu, sigma, epsilon)
+    log_likelihood = vae.likelihood.log_prob(x, vae.decode(z, precision))
+    log_posterior = log_prob(z.double(), mu.double(), sigma.double()).sum(1)
+    return log_likelihood.double(), vae.prior.log_prob(z.double()) - log_posterior
+
+
+def log_weights(
+    vae: VAE, x: Tensor, mu: Tensor, sigma: Tensor, epsilon: Tensor, precision: torch.dtype = torch.float32
+) -> Tensor:
+    """Return ``log p(x|z) + log p(z) - log q(z|x)`` of ``K`` draws for each image, ``(N, K)`` float64.
+
+    Arguments as for :func:`log_likelihood_and_ratio`, but ``epsilon`` is ``(N, K, D)``.
+    """
+    images, draws = epsilon.shape[:2]
+    rows = [value[:, None].expand(images, draws, *value.shape[1:]).flatten(0, 1) for value in (x, mu, sigma)]
+    log_likelihood, ratio = log_likelihood_and_ratio(vae, rows[0], rows[1], rows[2], epsilon.flatten(0, 1), precision)
+    return (log_likelihood + ratio).view(images, draws)  # (N, K)
+
+
+def importance_bound(log_w: Tensor) -> Tensor:
+    """Return ``log (1/K) sum_k w_k`` over the last axis, in nats.
+
+    The bound of Burda, Grosse & Salakhutdinov (2016): at most ``log p(x)`` in expectation, rising with ``K``.
+    """
+    return torch.logsumexp(log_w, dim=-1) - math.log(log_w.shape[-1])
+
+
+def importance_standard_error(log_w: Tensor) -> Tensor:
+    """Return the standard error of :func:`importance_bound` over the last axis, in nats, by the delta method.
+
+    ``sqrt(var(w) / K) / mean(w)``; 0 for ``K = 1``, where one draw says nothing about its spread. It is honest where
+    the weights have a variance that ``K`` draws can see; a posterior that misses a region cannot know of it.
+    """
+    draws = log_w.shape[-1]
+    if draws == 1:
+        return torch.zeros_like(log_w[..., 0])
+    weights = torch.exp(log_w - log_w.amax(dim=-1, keepdim=True))
+    return weights.std(dim=-1) / weights.mean(dim=-1) / math.sqrt(draws)

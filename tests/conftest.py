@@ -1,0 +1,101 @@
+"""Fixtures of the service tests: one server for the whole run, others with other settings, all real processes.
+
+``VAE_TEST_MODEL`` names a checkpoint to serve instead of the bundled one.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from service_pictures import digits
+from service_process import Server
+
+StartServer = Callable[..., Server]
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The server of the whole run, with default settings; ended with SIGTERM, held to a clean exit and log."""
+    running = Server(tmp_path_factory.mktemp("server") / "log.txt", {})
+    try:
+        running.wait_until_ready()
+        yield running
+    finally:
+        if running.process.poll() is None:
+            running.end()
+    assert running.process.returncode == 0, running.tail()
+
+
+@pytest.fixture(scope="module")
+def start_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartServer]:
+    """``start_server(max_items=5, flags=("--port", "0"), …)``: another ready server, ended with the module."""
+    started: list[Server] = []
+
+    def start(flags: tuple[str, ...] = (), **settings: object) -> Server:
+        log = tmp_path_factory.mktemp("server") / "log.txt"
+        running = Server(log, {"drain_delay_s": 0, **settings}, flags)
+        started.append(running)
+        running.wait_until_ready()
+        return running
+
+    yield start
+    for running in started:
+        running.terminate()
+    for running in started:
+        running.wait()
+    for running in started:
+        running.end()
+
+
+@pytest.fixture(scope="session")
+def http(server: Server) -> Iterator[httpx.Client]:
+    """A client on the server of the whole run."""
+    with client_of(server) as client:
+        yield client
+
+
+def client_of(running: Server) -> httpx.Client:
+    limits = httpx.Limits(max_connections=256, max_keepalive_connections=256)
+    return httpx.Client(base_url=running.url, timeout=60, limits=limits)
+
+
+@pytest.fixture(scope="session")
+def model(http: httpx.Client) -> dict[str, Any]:
+    """What ``GET /model`` says."""
+    body = http.get("/model").raise_for_status().json()
+    assert isinstance(body, dict)
+    return body
+
+
+@pytest.fixture(scope="session")
+def latent_dim(model: dict[str, Any]) -> int:
+    return int(model["latent_dim"])
+
+
+@pytest.fixture(scope="session")
+def pixel_tolerance(model: dict[str, Any]) -> float:
+    """How far pixels of the same latents may lie apart: 1e-5, in bf16 one grey level."""
+    return 1e-5 if model["precision"] == "fp32" else 1 / 255 + 1e-6
+
+
+@pytest.fixture(scope="session")
+def mu_tolerance(model: dict[str, Any]) -> float:
+    """How far mu of the same image may lie apart in other company, in units of sigma."""
+    return 1e-4 if model["precision"] == "fp32" else 0.04
+
+
+@pytest.fixture(scope="session")
+def drawn(http: httpx.Client) -> np.ndarray:
+    """Pictures that the model itself draws, ``(16, 1, 28, 28)`` float32."""
+    from service_pictures import from_npy
+
+    answer = http.get("/sample", params={"n": 16, "seed": 3, "temperature": 0.7, "format": "npy"})
+    return from_npy(answer.raise_for_status().content)
+
+
+@pytest.fixture(scope="session")
+def strokes() -> np.ndarray:
+    """Digits drawn with strokes, ``(12, 28, 28)`` uint8."""
+    return digits(12)

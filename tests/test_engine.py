@@ -1,0 +1,154 @@
+"""The engine: numpy in, numpy out, whatever the batch size; and what it says when it cannot run."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from app import engine as engines
+from app.batching import Op
+from app.engine import Engine
+from app.running import DeviceLost
+from app.settings import Settings, SettingsError
+from model import checkpoint
+from model.elbo import log_weights
+from model.gaussian import noise
+from tests.tiny import CONFIG, save_tiny, tiny_vae
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny(tmp_path_factory.mktemp("engine") / "tiny.safetensors")
+
+
+@pytest.fixture(scope="module")
+def engine(path: Path) -> Engine:
+    return Engine(checkpoint.load(path), "cpu", "fp32", max_batch=16)
+
+
+@pytest.fixture(scope="module")
+def images() -> np.ndarray:
+    return np.random.default_rng(0).random((19, *CONFIG.image_shape), np.float32)
+
+
+def test_answers_are_those_of_the_network(engine: Engine, images: np.ndarray) -> None:
+    mu, sigma = tiny_vae().encode(torch.from_numpy(images))
+    got_mu, got_sigma, _ = engine.encode.run(images)
+    np.testing.assert_allclose(got_mu, mu, atol=1e-6)
+    np.testing.assert_allclose(got_sigma, sigma, rtol=1e-5)
+    (decoded,) = engine.decode.run(got_mu)
+    np.testing.assert_allclose(decoded, torch.sigmoid(tiny_vae().decode(mu)), atol=1e-6)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 7, 16, 19])
+def test_an_image_has_one_answer_in_every_batch_size(engine: Engine, images: np.ndarray, rows: int) -> None:
+    whole = engine.encode.run(images)
+    part = engine.encode.run(images[:rows])
+    for expected, got in zip(whole, part, strict=True):
+        assert got.shape[0] == rows
+        np.testing.assert_allclose(got, expected[:rows], atol=2e-6)
+
+
+def test_draw_gives_the_latents_and_their_images(engine: Engine) -> None:
+    epsilon = noise(3, 5, (CONFIG.latent_dim,))
+    z, images = engine.draw.run(epsilon)
+    np.testing.assert_array_equal(z, epsilon)  # a standard normal prior hands the noise through
+    np.testing.assert_allclose(images, engine.decode.run(epsilon)[0], atol=1e-6)
+    assert images.min() >= 0
+    assert images.max() <= 1
+
+
+def test_weigh_gives_the_two_parts_of_the_log_weight(engine: Engine, images: np.ndarray) -> None:
+    mu, sigma, _ = engine.encode.run(images)
+    epsilon = noise(1, len(images), (CONFIG.latent_dim,))
+    likelihood, ratio = engine.weigh.run(images, mu, sigma, epsilon)
+    assert likelihood.dtype == ratio.dtype == np.float64
+    tensors = [torch.from_numpy(array) for array in (images, mu, sigma, epsilon[:, None])]
+    expected = log_weights(tiny_vae(), *tensors)[:, 0]
+    np.testing.assert_allclose(likelihood + ratio, expected, rtol=1e-5)
+
+
+def test_summary_keeps_its_identities(engine: Engine, images: np.ndarray) -> None:
+    mu, sigma, kl = engine.encode.run(images)
+    weighed = [
+        engine.weigh.run(*(np.broadcast_to(c[i], (32, *c.shape[1:])) for c in (images, mu, sigma)), noise(i, 32, (4,)))
+        for i in range(len(images))
+    ]
+    likelihood, ratio = (np.stack(column) for column in zip(*weighed, strict=True))
+    fields = engines.summarize(engine, mu, sigma, likelihood, ratio)
+    np.testing.assert_allclose(fields["elbo"], fields["reconstruction"] - fields["kl"])
+    np.testing.assert_allclose(fields["kl"], kl, rtol=1e-4)
+    assert (fields["log_likelihood"] >= likelihood.mean(1) + ratio.mean(1)).all()  # Jensen, for the same draws
+    assert (fields["standard_error"] > 0).all()
+    np.testing.assert_allclose(fields["bits_per_dim"] * np.log(2) * CONFIG.pixels, -fields["log_likelihood"])
+
+
+def test_percentile_counts_the_held_out_images_that_are_stranger(engine: Engine) -> None:
+    columns = np.zeros((3, 4), np.float32), np.ones((3, 4), np.float32)
+    elbo = np.array([-90.0, -50.0, -10.0])
+    likelihood = np.repeat(elbo[:, None], 2, axis=1)  # the KL of N(0, I) from itself is 0
+    fields = engines.summarize(engine, *columns, likelihood, np.zeros((3, 2)))
+    held_out = engine.notes.held_out_elbo
+    np.testing.assert_allclose(fields["percentile"], [0, 100 * (held_out < -50).mean(), 100])
+
+
+def test_every_image_of_the_golden_batch_is_within_tolerance(engine: Engine) -> None:
+    mu_error, log_sigma_error = engine.golden_errors()
+    assert mu_error < 1e-4
+    assert log_sigma_error < 1e-4
+
+
+def test_weights_that_disagree_with_their_golden_batch_end_the_start(path: Path, tmp_path: Path) -> None:
+    loaded = checkpoint.load(path)
+    shifted = replace(loaded.notes, golden_mu=loaded.notes.golden_mu + 1)
+    checkpoint.save(wrong := tmp_path / "wrong.safetensors", loaded.vae, shifted)
+    with pytest.raises(SettingsError, match="golden batch is off by"):
+        engines.load(Settings(model=str(wrong), device="cpu"))
+
+
+def test_bf16_stays_within_its_tolerance_of_fp32(engine: Engine, path: Path, images: np.ndarray) -> None:
+    rounded = Engine(checkpoint.load(path), "cpu", "bf16", max_batch=16)
+    mu, sigma, _ = engine.encode.run(images)
+    got_mu, got_sigma, _ = rounded.encode.run(images)
+    assert (np.abs(got_mu - mu) <= engines.TOLERATED_MU * sigma).all()
+    assert (np.abs(np.log(got_sigma / sigma)) <= engines.TOLERATED_LOG_SIGMA).all()
+    assert not np.array_equal(got_mu, mu)  # it really is another precision
+
+
+def test_a_device_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert engines.choose_device("cuda") == "cuda:0"
+    with pytest.raises(SettingsError, match="got 'cuda:1'; there are 1 CUDA devices"):
+        engines.choose_device("cuda:1")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(SettingsError, match="VAE_DEVICE"):
+        engines.choose_device("mps")
+
+
+def test_auto_takes_a_gpu_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert engines.choose_device("auto") == "cuda:0"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert engines.choose_device("auto") == "cpu"
+
+
+def test_an_unknown_model_is_refused_with_the_bundled_names() -> None:
+    with pytest.raises(SettingsError, match=r"VAE_MODEL: nonsense: no such file and no such bundled model"):
+        engines.load(Settings(model="nonsense", device="cpu"))
+
+
+@pytest.mark.parametrize(
+    ("raised", "expected"),
+    [(torch.OutOfMemoryError("2 GiB"), MemoryError), (torch.AcceleratorError("device-side assert"), DeviceLost)],
+)
+def test_failures_of_the_device_get_names_that_the_batcher_knows(
+    engine: Engine, images: np.ndarray, raised: Exception, expected: type[Exception]
+) -> None:
+    def fail(*_: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        raise raised
+
+    op = Op("encode", engine._runner(fail))
+    with pytest.raises(expected):
+        op.run(images)
