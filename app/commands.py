@@ -15,6 +15,7 @@ from typing import Any, Final
 import click
 import numpy as np
 
+from app import calls
 from app.calls import Divergence, Scores
 from app.client import DEFAULT_URL, Client
 from app.errors import ServiceError
@@ -139,7 +140,7 @@ def decode(client: Client, as_json: bool, file: Path, out: Path, columns: int | 
     except (ValueError, OSError) as error:
         raise click.UsageError(str(error)) from error
     if out.suffix == ".png":
-        out.write_bytes(client.send(Client.decode(z).as_png(columns)).png)
+        out.write_bytes(client.send(calls.decode(z).as_png(columns)).png)
     else:
         most = client.model()["limits"]["max_items"]
         parts = [client.decode(z[i : i + most]) for i in range(0, len(z), most)]
@@ -160,7 +161,7 @@ def sample(
 
     The same seed draws the same images, and the first of more. A .safetensors file holds their latents z too.
     """
-    call = Client.sample(n, seed, temperature)
+    call = calls.sample(n, seed, temperature)
     if out.suffix == ".png":
         picture = client.send(call.as_png(columns))
         out.write_bytes(picture.png)
@@ -182,7 +183,7 @@ def reconstruct(client: Client, as_json: bool, files: Sequence[Path], out: Path,
     if out.suffix == ".png":  # one picture of all files: their latents fit into one request
         if posteriors := list(upload.send(client.encode)):
             mu = joined(posteriors, "mu")["mu"]
-            out.write_bytes(client.send(Client.decode(mu).as_png(columns)).png)
+            out.write_bytes(client.send(calls.decode(mu).as_png(columns)).png)
     elif images := list(upload.send(client.reconstruct)):
         save(out, {"images": np.concatenate(images)}, upload.names)
     if upload.names:
@@ -230,7 +231,7 @@ def score(client: Client, as_json: bool, files: Sequence[Path], samples: int, se
     percentile is where the ELBO of an image stands among the held-out images that the checkpoint remembers; 0 is
     stranger than all of them. ELBO and log p(x) are in nats.
     """
-    upload = _upload(client, files)
+    upload = _upload(client, files, samples)
     if answers := list(upload.send(lambda batch: client.score(batch, samples, seed))):
         fields = {name: plain(array) for name, array in joined(answers, *MEASURES).items()}
         order = np.argsort(fields["elbo"], kind="stable")[:worst]
@@ -249,12 +250,12 @@ def model(client: Client, as_json: bool) -> None:
     say(as_json, loaded, ("field", "value"), [[name, str(value)] for name, value in flat(loaded)])
 
 
-def _upload(client: Client, paths: Sequence[Path]) -> Upload:
+def _upload(client: Client, paths: Sequence[Path], rows: int = 1) -> Upload:
     """Return the image files behind paths, ready to be sent in requests that the server takes."""
     files = image_files(paths)
     if not files:
         raise click.UsageError("there is no PNG or JPEG file in these folders")
-    return Upload(files, client.model()["limits"])
+    return Upload(files, client.model()["limits"], rows)
 
 
 def _say_divergence(as_json: bool, found: Divergence, more: dict[str, object], names: Sequence[str]) -> None:

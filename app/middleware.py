@@ -7,9 +7,9 @@ One pure ASGI wrapper (no ``BaseHTTPMiddleware``: that hides departures and halv
 from __future__ import annotations
 
 import logging
+import random
 import re
 import time
-import uuid
 from typing import Any
 
 from starlette.datastructures import MutableHeaders
@@ -17,11 +17,12 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import InternalError
+from app.logs import REQUEST_ID
 from app.problems import problem_response
 from app.service import Service, Timing
 
 log = logging.getLogger("vae")
-REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
+SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 UNMATCHED = "unmatched"
 CSP = (
     "default-src 'self'; img-src 'self' blob: data:; object-src 'none'; base-uri 'none'; frame-ancestors 'none'; "
@@ -55,13 +56,14 @@ class Envelope:
             await self.app(scope, receive, send)
             return
         context = Context(_request_id(scope))
+        REQUEST_ID.set(context.request_id)  # every line logged for this request carries it
         head = scope["method"] == "HEAD"
         scope = {**scope, "vae": context, "method": "GET" if head else scope["method"]}  # the server keeps its own
         answer = _Answer(context, head, send, self.service)
         try:
             await self.app(scope, receive, answer.send)
         except Exception:
-            log.exception("unexpected error", extra={"request_id": context.request_id})
+            log.exception("unexpected error")
             if answer.status == 0:
                 await self._internal_error(context)(scope, receive, answer.send)
         finally:
@@ -72,7 +74,7 @@ class Envelope:
                 scope["method"],
                 scope["path"],
                 answer.status,
-                extra={"request_id": context.request_id, "seconds": round(seconds, 6)},
+                extra={"seconds": round(seconds, 6)},
             )
 
     def _internal_error(self, context: Context) -> Response:
@@ -114,7 +116,7 @@ def _request_id(scope: Scope) -> str:
     """Return the caller's request id where it is a sane token, else a new one."""
     sent = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
     text = sent.decode("latin-1")
-    return text if REQUEST_ID.fullmatch(text) else uuid.uuid4().hex
+    return text if SANE_ID.fullmatch(text) else f"{random.getrandbits(128):032x}"
 
 
 def _route(scope: Scope) -> str:

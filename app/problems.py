@@ -25,7 +25,6 @@ from app.errors import (
 
 log = logging.getLogger("vae")
 Handler = Callable[[Request, Exception], Awaitable[Response]]
-CLOSED = 499  # the caller left; written to the metrics, read by nobody
 
 
 def problem_response(error: ServiceError, request_id: str) -> Response:
@@ -46,10 +45,9 @@ def _handler(translate: Callable[[Exception], Exception]) -> Handler:
     async def handle(request: Request, raised: Exception) -> Response:
         error = translate(raised)
         assert isinstance(error, ServiceError)
-        request_id = request.scope["vae"].request_id
-        if error.status >= 500 and isinstance(error, InternalError):
-            log.error("%s", error, extra={"request_id": request_id}, exc_info=error.__cause__)
-        return problem_response(error, request_id)
+        if isinstance(error, InternalError):
+            log.error("%s", error, exc_info=error.__cause__)
+        return problem_response(error, request.scope["vae"].request_id)
 
     return handle
 

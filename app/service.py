@@ -27,6 +27,7 @@ from model.gaussian import noise
 
 Array = NDArray[Any]
 EXIT_DEVICE_LOST = 70
+IMAGES_SCORED_AT_ONCE = 8  # of one request: enough to fill batches, few enough to let others in between
 log = logging.getLogger("vae")
 
 
@@ -209,12 +210,14 @@ async def score(call: Call, x: Array, samples: int, seed: int) -> dict[str, Arra
     """Return the fields of ``/score`` for images ``x (N, C, H, W)``, ``(N,)`` each, by ``samples`` draws an image."""
     mu, sigma, _ = await call.run(call.engine.encode, x)
     epsilon = noise(seed, len(x), (samples, call.engine.latent_dim))
-    columns = (x, mu, sigma)
-    rows = [
-        call.run(call.engine.weigh, *(np.broadcast_to(c[i], (samples, *c.shape[1:])) for c in columns), epsilon[i])
-        for i in range(len(x))
-    ]
-    weighed = await asyncio.gather(*rows)
+    room = asyncio.Semaphore(IMAGES_SCORED_AT_ONCE)
+
+    async def weigh(i: int) -> Columns:
+        repeated = (np.broadcast_to(column[i], (samples, *column.shape[1:])) for column in (x, mu, sigma))
+        async with room:
+            return await call.run(call.engine.weigh, *repeated, epsilon[i])
+
+    weighed = await asyncio.gather(*(weigh(i) for i in range(len(x))))
     log_likelihood, log_ratio = (np.stack(column) for column in zip(*weighed, strict=True))  # (N, samples) each
     return engines.summarize(call.engine, mu, sigma, log_likelihood, log_ratio)
 

@@ -19,6 +19,7 @@ File: TypeAlias = tuple[str, bytes]  # name and contents
 
 MAX_FILES: Final = 64
 MAX_BYTES: Final = 8 << 20
+MAX_ROWS: Final = 1024  # of work: an image that is scored by many draws is many rows
 SUFFIXES: Final = frozenset({".png", ".jpg", ".jpeg"})
 
 # Refusals that a single file of a request may be the reason of.
@@ -42,12 +43,12 @@ class Upload:
         skipped: names of the files that could not be read, with the reason.
     """
 
-    def __init__(self, files: Sequence[Path], limits: dict[str, Any]) -> None:
-        """Read nothing yet; ``limits`` are those that the server tells in ``/model``."""
+    def __init__(self, files: Sequence[Path], limits: dict[str, Any], rows: int = 1) -> None:
+        """Read nothing yet; ``limits`` are those that the server tells in ``/model``, each file is ``rows`` of work."""
         self.names: list[str] = []
         self.skipped: dict[str, str] = {}
         self._files = files
-        self._most_files = min(MAX_FILES, limits["max_items"])
+        self._most_files = min(MAX_FILES, limits["max_items"], max(1, MAX_ROWS // max(1, rows)))
         self._longest = limits["max_body_bytes"]
 
     def send(self, ask: Callable[[list[bytes]], T]) -> Iterator[T]:
@@ -75,15 +76,16 @@ class Upload:
 
     def _readable(self) -> Iterator[File]:
         for path in self._files:
+            name = bytes(path).decode(errors="replace")  # such that it can be printed
             try:
                 data = path.read_bytes()
             except OSError as error:
-                self.skipped[str(path)] = error.strerror or str(error)
+                self.skipped[name] = error.strerror or str(error)
                 continue
             if len(data) > self._longest:
-                self.skipped[str(path)] = f"is longer than {self._longest} bytes (VAE_MAX_BODY_BYTES)"
+                self.skipped[name] = f"is longer than {self._longest} bytes (VAE_MAX_BODY_BYTES)"
             else:
-                yield str(path), data
+                yield name, data
 
     def _ask(self, batch: list[File], ask: Callable[[list[bytes]], T]) -> Iterator[T]:
         """Ask about a batch, halving it as long as one of its files is refused."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -127,3 +128,19 @@ def test_async_client_asks_many_things_at_once(client: Client, server: Server, s
     together = client.encode(strokes)
     for one, mu, sigma in zip(answers, together.mu, together.sigma, strict=True):
         assert np.abs((one.mu[0] - mu) / sigma).max() <= 0.05
+
+
+def test_examples_of_the_page_run(
+    server: Server, strokes: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "digit.png").write_bytes(png(strokes[0]))
+    page = (Path(__file__).parent.parent / "docs" / "client.md").read_text()
+    blocks = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    known: dict[str, Any] = {}
+    for block in blocks:
+        exec(block.replace("http://127.0.0.1:8000", server.url), known)
+    assert known["samples"].images.shape == (64, 1, 28, 28)
+    assert f"print(coin.kl)  # {known['coin'].kl}" in page
+    assert len(known["posteriors"]) == 8
+    assert (tmp_path / "s.png").exists()

@@ -1,12 +1,16 @@
 """The documentation is complete: whatever a user can meet in the code is named on its page."""
 
+import json
 import re
-import shlex
+import subprocess
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fastapi.routing import APIRoute
+from PIL import Image
+from service_process import Server
 
 from app.cli import COMMANDS
 from app.errors import CODES
@@ -113,7 +117,42 @@ def test_every_make_target_that_the_pages_name_exists() -> None:
     assert named <= targets, named - targets
 
 
-def commands(text: str) -> list[list[str]]:
-    """Return the commands of a page's bash blocks, split into words; continued lines are joined."""
-    blocks = "\n".join(re.findall(r"```bash\n(.*?)```", text, re.DOTALL)).replace("\\\n", " ")
-    return [shlex.split(line, comments=True) for line in blocks.splitlines() if line.strip()]
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+def is_close(shown: Any, got: Any) -> bool:
+    """Return whether an answer is the one that is shown; a list may show only its first numbers."""
+    if isinstance(shown, dict):
+        return isinstance(got, dict) and shown.keys() == got.keys() and all(is_close(shown[k], got[k]) for k in shown)
+    if isinstance(shown, list):
+        return len(shown) <= len(got) and all(is_close(*pair) for pair in zip(shown, got, strict=False))
+    return got == pytest.approx(shown, abs=2e-3) if isinstance(shown, float) else bool(got == shown)
+
+
+def test_the_curl_lines_of_the_readme_run_as_printed_and_answer_as_printed(server: Server, tmp_path: Path) -> None:
+    text = page("README.md")
+    lines = [line for block in blocks(text, "bash") for line in block.splitlines() if line.startswith("curl")]
+    assert len(lines) >= 3
+    here = server.url.removeprefix("http://")
+    answers = [
+        subprocess.run(["bash", "-c", line.replace("localhost:8000", here)], cwd=tmp_path, capture_output=True, check=True)
+        for line in lines
+    ]
+    with Image.open(tmp_path / "samples.png") as sheet:
+        assert (sheet.format, sheet.size) == ("PNG", (8 * 28, 8 * 28))
+    (shown,) = blocks(text, "json")
+    assert is_close(json.loads(shown.replace(", …", "")), json.loads(answers[-1].stdout))
+
+
+def test_the_figures_of_the_readme_are_those_of_the_evaluation() -> None:
+    text, metrics = page("README.md"), json.loads(page("model/weights/mnist.json"))
+    shown = dict(re.findall(r"^\| ([^|]+?) \| ([\d.]+)[^|]*\|$", text, re.MULTILINE))
+    expected = {
+        "NLL, K = 5000": metrics["nll_5000"],
+        "negative ELBO": metrics["negative_elbo"],
+        "active latents": metrics["active_units"],
+    }
+    for name, value in expected.items():
+        digits = len(shown[name].partition(".")[2])
+        assert float(shown[name]) == round(value, digits), name

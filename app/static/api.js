@@ -14,7 +14,7 @@ export class Api {
   /** `root` is the address of the service without a slash at its end. */
   constructor(root) {
     this.root = root;
-    this.onDigest = () => {};
+    this.onDigest = this.onLost = () => {};
   }
 
   /** The key that is sent along, kept in this tab alone; an empty text is none. */
@@ -35,28 +35,35 @@ export class Api {
    */
   async send(request, tell = () => {}) {
     const started = performance.now();
-    const response = await this.#fetch(request);
-    const blob = await response.blob();
+    const { response, body } = await this.#fetch(request);
     const timing = timings(response.headers.get("Server-Timing"));
     tell({ request, status: response.status, ms: performance.now() - started, timing });
-    if (!response.ok) throw await refusal(response, blob);
-    return request.query?.format ? blob : JSON.parse(await blob.text());
+    this.onDigest(response.headers.get("X-Model-Digest"));
+    if (!response.ok) throw refusal(response, body);
+    return typeof body === "string" ? JSON.parse(body) : body;
   }
 
   async #fetch(request) {
     const headers = new Headers(request.body && { "Content-Type": "application/json" });
     if (this.key) headers.set("Authorization", `Bearer ${this.key}`);
     const options = { method: request.method, headers, body: JSON.stringify(request.body) };
-    const response = await fetch(this.root + target(request), options).catch(() => {
+    try {
+      const response = await fetch(this.root + target(request), options);
+      return { response, body: await (response.ok && request.query?.format ? response.blob() : response.text()) };
+    } catch {
+      this.onLost();
       throw new ApiError("The service cannot be reached. This page goes on as soon as it is back.");
-    });
-    this.onDigest(response.headers.get("X-Model-Digest"));
-    return response;
+    }
   }
 }
 
-async function refusal({ status, headers }, blob) {
-  const problem = await blob.text().then(JSON.parse).catch(() => ({})); // a proxy may answer in HTML
+function refusal({ status, headers }, body) {
+  let problem = {};
+  try {
+    problem = JSON.parse(body);
+  } catch {
+    // a proxy may answer in HTML
+  }
   const later = status === 429 || status === 503 ? (problem.retry_after_ms ?? 1000) : 0;
   return new ApiError(problem.detail ?? `The service answered ${status}.`, status, headers.get("X-Request-ID") ?? "", later);
 }

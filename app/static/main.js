@@ -20,6 +20,7 @@ const QUIET_MS = 400; // after the last change, before it goes into the address 
 
 const api = new Api(new URL("..", import.meta.url).href.slice(0, -1));
 const header = new Header(api);
+api.onLost = () => header.watch();
 header.watch();
 const app = {
   api,

@@ -42,7 +42,7 @@ export class Panel {
       await work();
       this.complain("");
     } catch (error) {
-      if (!(error instanceof ApiError)) throw error;
+      if (!(error instanceof ApiError)) console.error(error);
       this.complain(error.message, error.requestId);
       return error.retryMs;
     }
@@ -70,7 +70,7 @@ export class Panel {
       { class: "entry" },
       h("h3", {}, name),
       copyButton("Copy curl", () => line),
-      h("pre", { tabindex: 0, role: "region", "aria-label": `curl command for ${name}` }, line),
+      h("pre", { tabindex: 0, role: "group", "aria-label": `curl command for ${name}` }, line),
       h("p", {}, h("strong", {}, status), ` in ${milliseconds(ms)}`, times.length ? `: ${times.join(", ")}` : ""),
     );
   }
