@@ -86,8 +86,8 @@ def _read_npy(body: bytes, dtypes: tuple[str, ...]) -> NDArray[Any]:
 def _npy_header(body: bytes) -> tuple[str, int]:
     """Return the text of the header, and where the data start."""
     version = bytes(body[6:8])
-    if body[:6] != b"\x93NUMPY" or version not in (b"\1\0", b"\2\0"):
-        raise BadRequest("the body is not a .npy file of version 1.0 or 2.0", code="malformed_npy")
+    if body[:6] != b"\x93NUMPY" or version not in (b"\1\0", b"\2\0", b"\3\0"):
+        raise BadRequest("the body is not a .npy file of version 1.0, 2.0 or 3.0", code="malformed_npy")
     begin = 10 if version == b"\1\0" else 12
     length = int.from_bytes(body[8:begin], "little")
     if len(body) < begin or length > min(len(body) - begin, _MAX_NPY_HEADER):

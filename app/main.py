@@ -9,11 +9,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from fastapi import Depends, FastAPI
 from fastapi.responses import FileResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import Response
 
 from app import openapi, problems
 from app.auth import require_key
@@ -25,6 +27,7 @@ from app.service import Service
 from app.settings import Settings, load_settings, read_api_keys
 
 OWN_HEADERS = ("X-API-Key", "X-Request-ID", "X-Timeout-Ms")
+FRESH = {"Cache-Control": "no-cache"}
 STATIC = Path(__file__).parent / "static"
 
 
@@ -69,23 +72,34 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     return app
 
 
+class PageFiles(StaticFiles):
+    """Files that a browser asks for again each time (by ETag), so that an upgrade never mixes old and new ones."""
+
+    def file_response(self, *args: Any, **options: Any) -> Response:
+        """Return a file, or 304 where the browser has it."""
+        response = super().file_response(*args, **options)
+        response.headers.update(FRESH)
+        return response
+
+
 def _add_page(app: FastAPI) -> None:
     """Serve the page at ``/`` and the interactive documentation at ``/docs``, from files of our own."""
 
     @app.get("/", include_in_schema=False)
     async def page() -> FileResponse:
-        return FileResponse(STATIC / "index.html")
+        return FileResponse(STATIC / "index.html", headers=FRESH)
 
     @app.get("/docs", include_in_schema=False)
     @app.get("/v1/docs", include_in_schema=False)
     async def docs() -> FileResponse:
-        return FileResponse(STATIC / "docs.html", headers={"Content-Security-Policy": openapi.DOCS_CSP})
+        headers = FRESH | {"Content-Security-Policy": openapi.DOCS_CSP}
+        return FileResponse(STATIC / "docs.html", headers=headers)
 
     @app.get("/v1/openapi.json", include_in_schema=False)
     async def document() -> JSONResponse:
         return JSONResponse(app.openapi())
 
-    app.mount("/static", StaticFiles(directory=STATIC), name="static")
+    app.mount("/static", PageFiles(directory=STATIC), name="static")
 
 
 def _allow_origins(app: FastAPI, settings: Settings) -> None:

@@ -50,6 +50,35 @@ def start_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartServ
 
 
 @pytest.fixture(scope="session")
+def small_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A second process of the run: low limits, an origin that may call, a log in JSON."""
+    settings = {
+        "max_items": 5,
+        "max_body_bytes": 40_000,
+        "max_pixels": 10_000,
+        "max_queue_items": 500,
+        "max_batch": 4,
+        "deadline_s": 12.5,
+        "cors_origins": "https://pictures.example,http://localhost:5173",
+        "log_format": "json",
+        "drain_delay_s": 0,
+    }
+    running = Server(tmp_path_factory.mktemp("small") / "log.txt", settings)
+    try:
+        running.wait_until_ready()
+        yield running
+    finally:
+        running.end()
+
+
+@pytest.fixture(scope="session")
+def small(small_server: Server) -> Iterator[httpx.Client]:
+    """A client on the server of low limits."""
+    with client_of(small_server) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
 def http(server: Server) -> Iterator[httpx.Client]:
     """A client on the server of the whole run."""
     with client_of(server) as client:

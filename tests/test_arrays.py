@@ -47,7 +47,7 @@ arrays = hnp.arrays(
 
 
 @settings(max_examples=100, deadline=None)
-@given(arrays, st.booleans(), st.sampled_from([(1, 0), (2, 0)]))
+@given(arrays, st.booleans(), st.sampled_from([(1, 0), (2, 0), (3, 0)]))
 def test_npy_of_every_order_and_version_comes_back(array: Array, fortran: bool, version: tuple[int, int]) -> None:
     array = np.asfortranarray(array) if fortran else array
     got = read_array(npy(array, version), NPY, "z", PIXELS)
@@ -114,7 +114,7 @@ HEADER = "{{'descr': '<f4', 'fortran_order': False, 'shape': ({}), }}"
     [
         (b"", "not a .npy file"),
         (b"\x93NUMPY", "not a .npy file"),
-        (b"\x93NUMPY\x03\x00" + bytes(20), "not a .npy file"),
+        (b"\x93NUMPY\x04\x00" + bytes(20), "not a .npy file"),
         (b"\x93NUMPY\x01\x00", "truncated or too long"),
         (b"\x93NUMPY\x01\x00\xff\xff" + bytes(100), "truncated or too long"),
         (b"\x93NUMPY\x02\x00\xff\xff\xff\xff" + bytes(100_000), "truncated or too long"),

@@ -46,6 +46,7 @@ window.addEventListener("hashchange", () => {
 
 /** Make the panels; each hears of an input before the one after it. */
 function assemble() {
+  $("panels").hidden = false;
   new PosteriorPanel(app);
   new ReconstructionPanel(app);
   const sliders = new SlidersPanel(app);

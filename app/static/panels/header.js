@@ -24,15 +24,17 @@ export class Header {
       .then((answer) => answer.json())
       .then((answer) => answer.status)
       .catch(() => "unreachable");
-    $("readiness").replaceChildren(h("span", { class: `light ${status}` }), status);
-    if (status === "ready" && this.status && this.status !== status) this.onReturn();
-    this.status = status;
     this.timer = setTimeout(() => this.watch(), status === "ready" ? POLL_MS : IMPATIENT_MS);
+    if (status === this.status) return; // said already, aloud too
+    $("readiness").replaceChildren(h("span", { class: `light ${status}` }), status);
+    if (status === "ready" && this.status) this.onReturn();
+    this.status = status;
   }
 
   /** Ask for a key, and resolve when there is one. */
   askForKey(complaint) {
     $("key-form").hidden = false;
+    $("key-problem").hidden = !this.api.key; // who has sent none needs no complaint
     $("key-problem").textContent = complaint;
     $("key").focus();
     return new Promise((resolve) => (this.entered = resolve));

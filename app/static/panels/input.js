@@ -12,7 +12,7 @@ import { latest } from "../latest.js";
 import { Panel } from "../panel.js";
 import { decodeFile, encodePng, pngBlob } from "../picture.js";
 
-const EXAMPLES = { method: "GET", path: "/sample", query: { n: 8, temperature: 0.8, seed: "11" } };
+const EXAMPLES = { method: "GET", path: "/sample", query: { n: 8, temperature: 0.7, seed: "14" } };
 const SHEET_PIXELS = 280; // the sheet's longer side, or a little less
 const LIVE_MS = 100; // between two rounds of requests while a stroke is drawn
 

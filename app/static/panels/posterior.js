@@ -73,7 +73,7 @@ class Row {
     const prior = svg("rect", { x: percent(-1, -3, 3), width: percent(2, 0, 6), height: "100%" });
     const zero = svg("line", { class: "zero", x1: "50%", x2: "50%", y2: "100%" });
     const axis = svg("svg", { class: "whisker" }, prior, zero, this.whisker, this.dot);
-    this.element = h("div", {}, this.name, axis, svg("svg", { class: "bar" }, this.bar), this.nats);
+    this.element = h("div", {}, this.name, axis, svg("svg", { class: "nats" }, this.bar), this.nats);
   }
 
   show(d, mu, sigma, kl, full) {

@@ -14,9 +14,10 @@ export class SamplesPanel extends Panel {
     super("samples", app);
     this.choose = choose;
     this.draw = latest((request) => this.attempt(() => this.#draw(request)));
-    $("n").max = Math.min(MOST, app.model.limits.max_items);
+    this.most = $("n").max = Math.min(MOST, app.model.limits.max_items);
     this.restore(app.state);
     $("sample-form").addEventListener("input", () => this.#changed());
+    $("sample-form").addEventListener("change", () => $("sample-form").reportValidity());
     $("sample-form").addEventListener("submit", (event) => event.preventDefault());
     $("reroll").addEventListener("click", () => {
       $("seed").value = Math.floor(Math.random() * 2 ** 32);
@@ -33,6 +34,7 @@ export class SamplesPanel extends Panel {
   /** Take what an address says. */
   restore(state) {
     for (const id of ["n", "temperature", "seed"]) $(id).value = state[id];
+    $("n").value = Math.min(state.n, this.most);
     this.#changed();
   }
 
@@ -41,7 +43,7 @@ export class SamplesPanel extends Panel {
     $("temperature-value").textContent = fixed(temperature);
     const wrong = isSeed($("seed").value) ? "" : "A seed is a whole number from 0 to 9223372036854775807.";
     $("seed").setCustomValidity(wrong);
-    if (!$("sample-form").reportValidity()) return;
+    if (!$("sample-form").checkValidity()) return;
     this.app.remember({ n: $("n").valueAsNumber, temperature, seed: $("seed").value });
     this.refresh();
   }

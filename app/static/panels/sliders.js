@@ -19,7 +19,7 @@ export class SlidersPanel extends Panel {
     this.draw = latest((z) => this.attempt(() => this.#decode(z)));
     this.#arrange([...this.rows.keys()]);
     this.#listen();
-    this.set(new Array(size).fill(0));
+    this.z = new Array(size).fill(0);
     this.kept = this.restore(app.state); // by the first posterior, which comes by itself
     app.posterior.subscribe((posterior) => this.#follow(posterior));
   }
@@ -93,6 +93,7 @@ class Row {
     this.range = h("input", { type: "range", id: `z${d}`, min: -3, max: 3, step: 0.05, input });
     this.number = h("input", { type: "number", "aria-label": `z${d}, as a number`, step: 0.01, input });
     this.element = h("div", {}, h("label", { for: `z${d}` }, `z${d}`), this.range, this.number);
+    this.show(0);
   }
 
   show(value) {
