@@ -40,6 +40,10 @@ class State(ServerState):
 
     draining = False  # answers from now on end their connection
 
+    def digest(self) -> str | None:
+        """Return what ``X-Model-Digest`` says; none where nothing is loaded."""
+        return None
+
 
 # code -> (status, title, detail)
 REFUSALS: Final = {
@@ -185,7 +189,7 @@ class Guard(HttpToolsProtocol):
         """End the connection, with an answer where the other side is waiting for this one."""
         waits = not self.cycle.response_started if self._in_body else self._is_idle()
         if waits and not self.pipeline and not self.transport.get_write_buffer_size():
-            self.transport.write(_answer(code))
+            self.transport.write(_answer(code, self.server_state.digest()))
             self.transport.close()
         else:
             self.transport.abort()
@@ -194,15 +198,16 @@ class Guard(HttpToolsProtocol):
             self.cycle.message_event.set()
 
 
-def _answer(code: str) -> bytes:
+def _answer(code: str, digest: str | None) -> bytes:
     """Return a whole HTTP answer with an RFC 9457 body."""
     (status, title, detail), request_id = REFUSALS[code], uuid.uuid4().hex
     problem = {"type": "about:blank", "title": title, "status": status, "code": code}
     body = json.dumps(problem | {"detail": detail, "error": detail, "request_id": request_id}).encode()
-    retry = "retry-after: 1\r\n" if status == 503 else ""
+    more = "retry-after: 1\r\n" if status == 503 else ""
+    more += f"x-model-digest: {digest}\r\n" if digest else ""
     head = (
         f"HTTP/1.1 {status} {title}\r\ncontent-type: application/problem+json\r\n"
         f"content-length: {len(body)}\r\ncache-control: no-store\r\nx-request-id: {request_id}\r\n"
-        f"{retry}connection: close\r\n\r\n"
+        f"{more}connection: close\r\n\r\n"
     )
     return head.encode() + body

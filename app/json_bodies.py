@@ -33,7 +33,7 @@ _MEANINGS: Final = {
     "string_type": ("invalid_field", "is not a string"),
     "model_type": ("invalid_field", "is not an object"),
     "missing": ("invalid_field", "is missing"),
-    "extra_forbidden": ("invalid_field", "is not a field here"),
+    "extra_forbidden": ("invalid_field", "has a field that is not known here"),
     "union_tag_not_found": ("invalid_field", "is neither a string nor nested lists of numbers"),
     "too_long": ("too_many_items", "has more than {max_length:,} entries"),
 }
@@ -85,7 +85,7 @@ def _syntax_error(found: Any) -> ServiceError:
 
 def _wrong(model: type[Body], found: list[Any]) -> ServiceError:
     """Return the error for JSON that is not the model; the first entry decides about its code."""
-    entries = [(_where(item["loc"]), _meaning(item)[1]) for item in found[:MAX_ENTRIES]]
+    entries = [(_where(item), _meaning(item)[1]) for item in found[:MAX_ENTRIES]]
     code = _meaning(found[0])[0]
     where, message = entries[0]
     more = f", and {len(found) - 1} more" if len(found) > 1 else ""
@@ -100,12 +100,7 @@ def _meaning(item: Any) -> tuple[str, str]:
     return code, message.format(**item.get("ctx", {})) if "{" in message else message
 
 
-def _where(path: tuple[int | str, ...]) -> str:
-    """Return a path such as ``body.z.0.3``; a name may come from the input, so it is cut and cleaned."""
-    parts = [part for i, part in enumerate(path) if not (i == 2 and part in _TAGS)]
-    return ".".join(["body", *(str(p) if isinstance(p, int) else _name(p) for p in parts)])
-
-
-def _name(name: str) -> str:
-    clean = "".join(c if c.isalnum() or c in "_-" else "?" for c in name[:33])
-    return clean if len(clean) <= 32 else clean[:32] + "…"
+def _where(item: Any) -> str:
+    """Return a path such as ``body.z.0.3``, made of known names and indices only: an unknown one is left out."""
+    path = item["loc"][:-1] if item["type"] == "extra_forbidden" else item["loc"]
+    return ".".join(["body", *(str(part) for i, part in enumerate(path) if not (i == 2 and part in _TAGS))])

@@ -11,14 +11,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from fastapi import Depends, FastAPI
+from fastapi import FastAPI
 from fastapi.responses import FileResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 
 from app import openapi, problems
-from app.auth import require_key
 from app.health import router as health
 from app.metrics import Metrics
 from app.middleware import Envelope
@@ -60,9 +59,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.state.service = service
     app.state.keys = read_api_keys(settings.api_keys_file) if settings.api_keys_file else ()
-    guarded = [Depends(require_key)] if app.state.keys else []
     for prefix in ("", "/v1"):
-        app.include_router(router, prefix=prefix, dependencies=guarded, include_in_schema=not prefix)
+        app.include_router(router, prefix=prefix, include_in_schema=not prefix)
         app.include_router(health, prefix=prefix, include_in_schema=not prefix)
     _add_page(app)
     problems.install(app)

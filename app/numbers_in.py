@@ -18,6 +18,9 @@ from app.json_bodies import read_json
 from app.negotiation import IMAGE_TYPES, JSON, LATENT_TYPES, input_type
 from app.schemas import MAX_ROWS, Distribution, KlIn, LatentsIn
 
+MAX_LATENT: Final = 1e6
+"""Largest number in ``z``: a prior draws within 10, and far beyond a million a network's own numbers overflow."""
+
 _NORMALS: Final = ({"mean", "std"}, {"mean", "cov"})
 
 
@@ -84,7 +87,7 @@ def read_latents(
         BadRequest: the body is malformed.
         ContentTooLarge: more than ``max_items`` rows.
         UnsupportedMediaType: the Content-Type is not one that is read.
-        Unprocessable: no row, another shape, NaN or infinity, a wrong number type.
+        Unprocessable: no row, another shape, NaN or infinity, a number beyond a million, a wrong number type.
     """
     kind = input_type(content_type, body, LATENT_TYPES)
     if kind == JSON:
@@ -98,12 +101,17 @@ def read_latents(
         )
     check_count(len(array), max_items, "latent")
     z = to_float32(array)
-    if not (finite := np.isfinite(z)).all():
-        row, column = (int(i) for i in np.unravel_index(int(finite.argmin()), z.shape))
-        problem = "is not a finite float32"
-        where = f"body.z.{row}.{column}"
-        raise Unprocessable(f"{where} {problem}", code="not_finite", errors=[(where, problem)])
+    _check_entries(np.isfinite(z), "not_finite", "is not a finite float32")
+    _check_entries(np.abs(z) <= MAX_LATENT, "out_of_range", f"lies outside -{MAX_LATENT:g}..{MAX_LATENT:g}")
     return z
+
+
+def _check_entries(good: NDArray[np.bool_], code: str, problem: str) -> None:
+    """Refuse latents of which an entry is not good, naming the first."""
+    if not good.all():
+        row, column = (int(i) for i in np.unravel_index(int(good.argmin()), good.shape))
+        where = f"body.z.{row}.{column}"
+        raise Unprocessable(f"{where} {problem}", code=code, errors=[(where, problem)])
 
 
 def read_kl(body: bytes, content_type: str | None, *, max_items: int = MAX_ROWS) -> KlQuestion:

@@ -17,6 +17,7 @@ from fastapi.routing import APIRoute
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
+from app.auth import check_key
 from app.errors import ContentTooLarge, DeadlineExceeded, PreconditionFailed, ServiceError, Unprocessable
 from app.payloads import ImageBatch, parse_images
 from app.service import Call, Service
@@ -24,6 +25,7 @@ from app.service import Call, Service
 T = TypeVar("T")
 SMALL_BODY_BYTES = 4096  # up to here a body is read on the event loop: a hop to a thread costs more
 MAX_DRAWS_PER_ITEM = 64  # times VAE_MAX_ITEMS: the most draws of z that one request may cause
+MIN_DRAWS = 1024  # that every request may have, however small VAE_MAX_ITEMS is
 TIMEOUT_MS = re.compile(r"[0-9]{1,9}")
 
 
@@ -33,17 +35,20 @@ class Departed(ServiceError):
     status = 499
 
 
-class TimedRoute(APIRoute):
-    """A route with a deadline: ``VAE_DEADLINE_S`` or the caller's ``X-Timeout-Ms``, whichever is shorter.
+class WorkRoute(APIRoute):
+    """A route that costs something: it asks for a key where keys are configured, and ends with its deadline.
 
-    It also compares ``If-Model-Match``, since latents mean nothing under other weights.
+    The deadline is ``VAE_DEADLINE_S`` or the caller's ``X-Timeout-Ms``, whichever is shorter. ``If-Model-Match`` is
+    compared as well, since latents mean nothing under other weights. The key comes first: whoever has none learns
+    nothing else.
     """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """Return the handler, bounded in time."""
+        """Return the handler, guarded and bounded in time."""
         handler = super().get_route_handler()
 
         async def timed(request: Request) -> Response:
+            check_key(request)
             seconds = deadline(request)
             check_model(request)
             try:
@@ -168,9 +173,9 @@ async def images_of(request: Request, resize: str, draws: int = 1) -> AsyncItera
     body = await read_body(request)
     most = owner.settings.max_items
     batch = await offload(len(body), lambda: parse_images(body, content_type(request), max_items=most))
-    if batch.count * draws > most * MAX_DRAWS_PER_ITEM:
+    if batch.count * draws > (limit := max(most * MAX_DRAWS_PER_ITEM, MIN_DRAWS)):
         raise ContentTooLarge(
-            f"got {batch.count} images with {draws} draws each; at most {most * MAX_DRAWS_PER_ITEM} draws a request "
+            f"got {batch.count} images with {draws} draws each; at most {limit} draws a request "
             f"({MAX_DRAWS_PER_ITEM} x VAE_MAX_ITEMS); send fewer images or ask for fewer draws",
             code="too_many_items",
         )

@@ -10,14 +10,14 @@ import math
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Request
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 
 from app import openapi, service
 from app.divergences import Array, answer
 from app.negotiation import Format, choose_format
 from app.payloads import ImageBatch, read_kl, read_latents, write_json
 from app.reading import (
-    TimedRoute,
+    WorkRoute,
     admitted,
     check_items,
     content_type,
@@ -45,7 +45,7 @@ Count = Annotated[int, Query(ge=1, description="Number of images.")]
 Temperature = Annotated[float, Query(ge=0, le=2, allow_inf_nan=False, description="Scale of the prior's noise.")]
 Unit = Annotated[Literal["nats", "bits"], Query(description="Unit of the answer.")]
 
-router = APIRouter(route_class=TimedRoute)
+router = APIRouter(route_class=WorkRoute)
 
 
 @router.post("/encode", response_model=EncodeOut, openapi_extra=openapi.IMAGES_IN, responses=openapi.TENSORS_OUT)
@@ -146,7 +146,7 @@ async def model(request: Request) -> Response:
     return Response(write_json(service.description(service_of(request))), media_type=Format.JSON.media_type)
 
 
-@router.get("/metrics", include_in_schema=False)
+@router.get("/metrics", response_class=PlainTextResponse)
 async def metrics(request: Request) -> Response:
     """Return everything that is measured, in Prometheus's text format."""
     content, media_type = service_of(request).metrics.render()

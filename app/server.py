@@ -44,6 +44,7 @@ class Drainable(Protocol):
     """What is needed of ``app.state.service``; ``exit_status`` ends the process as soon as it is a number."""
 
     exit_status: int | None
+    digest: str | None
 
     def begin_drain(self) -> None:
         """Report not ready from now on."""
@@ -111,6 +112,7 @@ class Server(uvicorn.Server):
         self.server_state = State()
         self._app, self._settings = app, settings
         self._service: Drainable = app.state.service
+        self.server_state.digest = lambda: self._service.digest  # type: ignore[method-assign]
         self._draining: asyncio.Task[None] | None = None
         self._reloads: set[asyncio.Task[None]] = set()
 

@@ -31,9 +31,7 @@ def digit(kind: int = 7, *, shift: float = 0.0, width: float = 2.4) -> np.ndarra
 
 def digits(n: int) -> np.ndarray:
     """Return ``n`` different drawn digits, ``(n, 28, 28)`` uint8."""
-    return np.stack(
-        [digit(SHAPES[i % 5], shift=(i // 5) % 5 - 2.0, width=2.0 + 0.3 * (i // 25)) for i in range(n)]
-    )
+    return np.stack([digit(SHAPES[i % 5], shift=(i // 5) % 5 - 2.0, width=2.0 + 0.3 * (i // 25)) for i in range(n)])
 
 
 def ink(kind: int = 7) -> np.ndarray:
@@ -45,10 +43,7 @@ def small_real_digits(n: int) -> np.ndarray:
     """Return scikit-learn's bundled 8×8 handwritten digits scaled up, ``(n, 28, 28)`` uint8."""
     small = np.clip(load_digits().images[:n] * 16, 0, 255).astype(np.uint8)
     return np.stack(
-        [
-            np.pad(np.asarray(Image.fromarray(one).resize((20, 20), Image.Resampling.BICUBIC)), 4)
-            for one in small
-        ]
+        [np.pad(np.asarray(Image.fromarray(one).resize((20, 20), Image.Resampling.BICUBIC)), 4) for one in small]
     )
 
 

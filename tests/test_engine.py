@@ -94,6 +94,29 @@ def test_percentile_counts_the_held_out_images_that_are_stranger(engine: Engine)
     np.testing.assert_allclose(fields["percentile"], [0, 100 * (held_out < -50).mean(), 100])
 
 
+def test_an_image_has_one_answer_bit_for_bit_in_whatever_company(path: Path, images: np.ndarray) -> None:
+    warm = Engine(checkpoint.load(path), "cpu", "fp32", max_batch=16)
+    warm.warm_up()
+    alone = [warm.encode.run(image[None])[0][0] for image in images]
+    for rows in (2, 3, 7, 16):
+        np.testing.assert_array_equal(warm.encode.run(images[:rows])[0], alone[:rows])
+
+
+def test_sizes_that_round_differently_are_not_used(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    odd = Engine(checkpoint.load(path), "cpu", "fp32", max_batch=16)
+    seen: list[int] = []
+    run = odd.decode.run
+
+    def decode(z: np.ndarray) -> tuple[np.ndarray, ...]:
+        seen.append(len(z))
+        return (run(z)[0] + (1e-6 if len(z) < 8 else 0),)
+
+    object.__setattr__(odd.decode, "run", decode)
+    odd.warm_up()
+    assert seen == [16, 1, 2, 4, 8, 16]
+    assert odd._buckets == [8, 16]
+
+
 def test_every_image_of_the_golden_batch_is_within_tolerance(engine: Engine) -> None:
     mu_error, log_sigma_error = engine.golden_errors()
     assert mu_error < 1e-4
@@ -115,6 +138,26 @@ def test_bf16_stays_within_its_tolerance_of_fp32(engine: Engine, path: Path, ima
     assert (np.abs(got_mu - mu) <= engines.TOLERATED_MU * sigma).all()
     assert (np.abs(np.log(got_sigma / sigma)) <= engines.TOLERATED_LOG_SIGMA).all()
     assert not np.array_equal(got_mu, mu)  # it really is another precision
+
+
+def test_bf16_by_name_is_used_with_a_warning_where_auto_would_not_take_it(
+    path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(Engine, "golden_errors", lambda _: (0.03, 0.0))
+    with caplog.at_level("WARNING", "vae"):
+        assert engines.load(Settings(model=str(path), device="cpu", precision="bf16")).precision == "bf16"
+    assert "off by 0.03 sigma" in caplog.text
+    monkeypatch.setattr(Engine, "golden_errors", lambda _: (3.0, 0.0))
+    with pytest.raises(SettingsError, match="off by 3 sigma"):
+        engines.load(Settings(model=str(path), device="cpu", precision="bf16"))
+
+
+def test_a_checkpoint_that_was_never_scored_gives_no_percentile(path: Path, images: np.ndarray) -> None:
+    loaded = checkpoint.load(path)
+    notes = replace(loaded.notes, held_out_elbo=np.zeros(0, np.float32))
+    unscored = Engine(replace(loaded, notes=notes), "cpu", "fp32", 16)
+    columns = np.zeros((3, 4), np.float32), np.ones((3, 4), np.float32)
+    assert "percentile" not in engines.summarize(unscored, *columns, np.zeros((3, 2)), np.zeros((3, 2)))
 
 
 def test_a_device_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

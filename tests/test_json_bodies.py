@@ -76,11 +76,11 @@ def test_numbers_that_no_float_can_hold_are_422_not_finite(number: str) -> None:
         (LatentsIn, b'{"z": [3]}', "body.z.0", "is not a list"),
         (LatentsIn, b'{"z": [[1], [2, "3"]]}', "body.z.1.1", "is not a number"),
         (LatentsIn, b'{"z": [[true]]}', "body.z.0.0", "is not a number"),
-        (LatentsIn, b'{"z": [[1]], "x": 1}', "body.x", "is not a field here"),
+        (LatentsIn, b'{"z": [[1]], "x": 1}', "body", "has a field that is not known here"),
         (ImagesIn, b'{"images": [3]}', "body.images.0", "is neither a string nor nested lists of numbers"),
         (ImagesIn, b'{"images": ["a", [[0, "b"]]]}', "body.images.1.0.1", "is not a number"),
         (ImagesIn, b'{"images": [[[[0], ["b"]]]]}', "body.images.0.0.1.0", "is not a number"),
-        (KlIn, b'{"p": {"nu": [1]}}', "body.p.nu", "is not a field here"),
+        (KlIn, b'{"p": {"nu": [1]}}', "body.p", "has a field that is not known here"),
         (KlIn, b'{"q": null}', "body.q", "is not an object"),
     ],
 )
@@ -99,9 +99,10 @@ def test_every_wrong_field_is_told_up_to_eight() -> None:
     assert "and 20 more" in error.detail
 
 
-def test_names_from_the_input_are_cut_and_cleaned() -> None:
-    where = error_of(orjson.dumps({"z": [], "<script>\n" + "a" * 1000: 1})).errors[0][0]
-    assert where == "body.?script??" + "a" * 23 + "…"
+def test_names_from_the_input_are_never_echoed() -> None:
+    error = error_of(orjson.dumps({"z": [], "<script>marker": 1}))
+    assert error.errors[0][0] == "body"
+    assert "marker" not in str(error.to_problem(""))
 
 
 def test_too_many_rows_are_413() -> None:

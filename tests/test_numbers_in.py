@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from app.errors import BadRequest, ContentTooLarge, ServiceError, Unprocessable, UnsupportedMediaType
 from app.images_in import ImageBatch
-from app.numbers_in import DiscretePair, Normal, NormalPair, Posteriors, read_kl, read_latents
+from app.numbers_in import MAX_LATENT, DiscretePair, Normal, NormalPair, Posteriors, read_kl, read_latents
 
 JSON, NPY, SAFETENSORS = "application/json", "application/x-npy", "application/x-safetensors"
 D = 32
@@ -71,10 +71,16 @@ def test_integers_are_numbers_in_json_and_not_in_arrays() -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=8))
+@given(st.lists(st.floats(-MAX_LATENT, MAX_LATENT, width=32), min_size=1, max_size=8))
 def test_float32_in_json_is_read_exactly(row: list[float]) -> None:
     body = orjson.dumps({"z": np.array([row], np.float32)}, option=orjson.OPT_SERIALIZE_NUMPY)
     np.testing.assert_array_equal(read_latents(body, JSON, len(row)), np.array([row], np.float32))
+
+
+def test_latents_with_which_a_network_would_overflow_are_422_and_told() -> None:
+    error = error_of(npy(np.array([[0.0] * (D - 1) + [-3e38]], np.float32)), NPY)
+    assert (error.status, error.code) == (422, "out_of_range")
+    assert f"body.z.0.{D - 1} lies outside" in error.detail
 
 
 @pytest.mark.parametrize("shape", [(3, 31), (3, 33), (1, 1), (31,), (3, 1, 32), (1, 3, 32), (3, 0), ()])

@@ -1,10 +1,13 @@
 """Images in: every form of the table gives the same answer for the same picture, in order."""
 
+import io
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import numpy as np
 import pytest
+from PIL import Image
 from service_answers import answer, as_float32, problem, same_bits
 from service_pictures import (
     JPEG,
@@ -67,9 +70,7 @@ FORMS = {
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_every_form_of_the_same_picture_gives_the_same_bits(
-    http: httpx.Client, ink_mu: np.ndarray, form: str
-) -> None:
+def test_every_form_of_the_same_picture_gives_the_same_bits(http: httpx.Client, ink_mu: np.ndarray, form: str) -> None:
     body, headers = FORMS[form]
     assert same_bits(mu_of(http, body, headers), ink_mu)
 
@@ -80,8 +81,6 @@ def test_multipart_of_the_same_picture_gives_the_same_bits(http: httpx.Client, i
 
 
 def test_another_npy_header_version_is_the_same_array(http: httpx.Client, ink_mu: np.ndarray) -> None:
-    import io
-
     for version in ((2, 0), (3, 0)):
         out = io.BytesIO()
         np.lib.format.write_array(out, INK, version=version)
@@ -97,10 +96,6 @@ def test_big_endian_floats_are_read_right_or_refused(http: httpx.Client, ink_mu:
 
 
 def test_a_jpeg_gives_what_its_decoded_pixels_give(http: httpx.Client) -> None:
-    import io
-
-    from PIL import Image
-
     body = jpeg(digit(2))
     pixels = np.asarray(Image.open(io.BytesIO(body)))
     want = mu_of(http, npy(pixels), NPY)
@@ -183,6 +178,33 @@ def test_every_route_that_takes_images_takes_multipart(http: httpx.Client, route
 def test_the_same_image_gives_the_same_bytes_every_time(http: httpx.Client) -> None:
     bodies = {http.post("/encode", content=png(digit(0)), headers=PNG).content for _ in range(5)}
     assert len(bodies) == 1
+
+
+def crowded(http: httpx.Client, body: bytes) -> set[bytes]:
+    """Answers to the same PNG while many other pictures are encoded."""
+
+    def other(i: int) -> int:
+        return http.post("/encode", content=npy(np.full((1 + i % 7, 28, 28), i, np.uint8)), headers=NPY).status_code
+
+    with ThreadPoolExecutor(24) as pool:
+        company = [pool.submit(other, i) for i in range(80)]
+        mine = [pool.submit(http.post, "/encode", content=body, headers=PNG) for _ in range(24)]
+        assert {future.result() for future in company} == {200}
+        return {future.result().content for future in mine}
+
+
+def test_the_same_image_gives_the_same_latents_in_company_of_other_requests(
+    http: httpx.Client, each: tuple, strokes: np.ndarray, mu_tolerance: float
+) -> None:
+    mu, sigma = each[0][0], each[1][0]
+    for content in crowded(http, png(strokes[0])):
+        assert (abs(as_float32(json.loads(content)["mu"])[0] - mu) <= mu_tolerance * sigma).all()
+
+
+def test_the_same_image_gives_the_same_bytes_in_company_of_other_requests(http: httpx.Client) -> None:
+    body = png(digit(0))
+    alone = http.post("/encode", content=body, headers=PNG).content
+    assert crowded(http, body) == {alone}
 
 
 def test_other_handwriting_scaled_up_is_encoded_and_comes_back_alike(http: httpx.Client) -> None:

@@ -118,7 +118,9 @@ def test_q_values_are_weighed(ask, accept: str) -> None:
     assert got.headers["content-type"].split(";")[0] == TYPES[WEIGHED[accept]]
 
 
-@pytest.mark.parametrize("accept", [";;;", ",", "application/json;q=abc", "*", "/", "a" * 5000, "application/json;q=-1"])
+@pytest.mark.parametrize(
+    "accept", [";;;", ",", "application/json;q=abc", "*", "/", "a" * 5000, "application/json;q=-1"]
+)
 def test_a_senseless_accept_is_an_answer_or_a_refusal_and_never_a_failure(ask, accept: str) -> None:
     got = ask("/encode", accept)
     if got.status_code != 200:
@@ -197,9 +199,7 @@ def test_one_picture_is_a_png_of_its_own_size(ask, http: httpx.Client) -> None:
 @pytest.mark.parametrize(
     ("n", "columns", "wide"), [(2, None, 2), (4, None, 2), (5, None, 3), (10, None, 4), (5, 5, 5), (5, 1, 1), (7, 3, 3)]
 )
-def test_a_contact_sheet_is_its_pictures_row_by_row_without_gaps(
-    ask, n: int, columns: int | None, wide: int
-) -> None:
+def test_a_contact_sheet_is_its_pictures_row_by_row_without_gaps(ask, n: int, columns: int | None, wide: int) -> None:
     query = {"n": n} | ({} if columns is None else {"columns": columns})
     sheet = from_png(ask("/sample", format="png", **query).content)
     singles = [from_base64_png(text) for text in answer(ask("/sample", n=n))["images"]]
