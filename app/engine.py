@@ -149,6 +149,10 @@ def load(settings: Settings) -> Engine:
     torch.set_num_threads(1 if device == "cpu" else torch.get_num_threads())  # one thread a stream
     path = checkpoint_path(settings.model)
     engine = _in_force(path, device, settings)
+    if not len(engine.notes.held_out_elbo):
+        raise SettingsError(
+            [f"VAE_MODEL: {path}: it remembers no scores of held-out images; run `vae evaluate {path}`"]
+        )
     engine.warm_up()
     return engine
 
@@ -203,19 +207,16 @@ def summarize(engine: Engine, mu: Array, sigma: Array, log_likelihood: Array, lo
     elbo = reconstruction - kl
     log_w = torch.from_numpy(log_likelihood + log_ratio)
     bound = importance_bound(log_w).numpy()
-    fields = {
+    below = np.searchsorted(engine.notes.held_out_elbo, elbo.astype(np.float32), side="left")
+    return {
         "elbo": elbo,
         "reconstruction": reconstruction,
         "kl": kl,
         "log_likelihood": bound,
         "standard_error": importance_standard_error(log_w).numpy(),
         "bits_per_dim": -bound / (math.log(2) * engine.config.pixels),
+        "percentile": 100.0 * below / len(engine.notes.held_out_elbo),
     }
-    held_out = engine.notes.held_out_elbo
-    if len(held_out):  # a checkpoint that was never scored cannot say what is strange
-        below = np.searchsorted(held_out, elbo.astype(np.float32), side="left")
-        fields["percentile"] = 100.0 * below / len(held_out)
-    return fields
 
 
 def _in_force(path: Any, device: str, settings: Settings) -> Engine:

@@ -69,7 +69,8 @@ def save(out: Path, tensors: Mapping[str, Array], names: Sequence[str] = ()) -> 
     elif out.suffix == ".json":
         out.write_text(json.dumps({"files": names, **tensors}, default=plain) + "\n")
     else:
-        out.write_bytes(write_tensors(dict(tensors), {"files": json.dumps(names)} if names else None))
+        whole = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}  # it writes raw memory
+        out.write_bytes(write_tensors(whole, {"files": json.dumps(names)} if names else None))
 
 
 def read_latents(path: Path) -> Array:

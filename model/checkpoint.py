@@ -103,7 +103,8 @@ def save(path: Path, vae: VAE, notes: Notes) -> str:
         OSError: the file cannot be written.
     """
     weights = {f"network.{name}": _to_array(tensor) for name, tensor in vae.state_dict().items()}
-    extras = {f"notes.{name}": np.asarray(getattr(notes, name), dtype) for name, dtype in ARRAY_NOTES.items()}
+    # safetensors writes an array's memory as it lies there, so it must lie in the order of its indices
+    extras = {f"notes.{name}": np.asarray(getattr(notes, name), dtype, "C") for name, dtype in ARRAY_NOTES.items()}
     texts = {name: getattr(notes, name) for name in TEXT_NOTES}
     metadata = {
         "format": FORMAT,

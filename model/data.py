@@ -209,13 +209,23 @@ def _read_folder(folder: Path, files: dict[str, Path], shape: Shape, cache: Path
     key = [PREPARATION, str(folder), shape, [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]]
     fingerprint = hashlib.sha256(json.dumps(key).encode()).hexdigest()
     place = cache / f"{folder.name}-{zlib.crc32(json.dumps(key[1:3]).encode()):08x}.npz"
-    with suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile), np.load(place) as kept:
-        if str(kept["fingerprint"]) == fingerprint:
-            return kept["images"], json.loads(str(kept["about"]))
+    if (found := _kept(place, fingerprint)) is not None:
+        return found
     images, about = _decode_folder(files, shape)
     with suppress(OSError), atomic_file(place) as file:  # where it cannot be kept, it is read again
         np.savez(file, images=images, about=json.dumps(about), fingerprint=fingerprint)
     return images, about
+
+
+def _kept(place: Path, fingerprint: str) -> _Folder | None:
+    """Return what an earlier call kept of the same files; None where there is nothing, or nothing whole."""
+    try:
+        with place.open("rb") as file, np.load(file) as kept:
+            if str(kept["fingerprint"]) == fingerprint:
+                return kept["images"], json.loads(str(kept["about"]))
+    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile):
+        pass
+    return None
 
 
 def _decode_folder(files: dict[str, Path], shape: Shape) -> _Folder:

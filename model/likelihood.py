@@ -67,7 +67,8 @@ class Gaussian(nn.Module):
 
     def log_prob(self, x: Tensor, output: Tensor) -> Tensor:
         """Return ``log p(x|z)`` of each image in nats, ``(N,)``; shapes as for :class:`Bernoulli`."""
-        log_scale = self.log_scale.clamp(-5.0, 1.0)  # exp(-5) is 1.7 levels; below one, pixels that are whole levels pay without bound
+        # exp(-5) is 1.7 levels of 255; far below one, a density of pixels that are whole levels has no bound
+        log_scale = self.log_scale.clamp(-5.0, 1.0)
         residual = (x - _at_least_float32(output)) * torch.exp(-log_scale)
         return (-0.5 * residual**2 - log_scale - 0.5 * math.log(2 * math.pi)).flatten(1).sum(1)
 

@@ -47,8 +47,8 @@ def reconstruction_rows(vae: VAE, x: Tensor) -> NDArray[np.uint8]:
     mu, _ = vae.encode(x)
     pairs = torch.stack([x, vae.likelihood.mean(vae.decode(mu))])  # (2, N, C, H, W)
     black = pairs.new_zeros(2, -len(x) % COLUMNS, *x.shape[1:])  # fills the last row
-    rows = torch.cat([pairs, black], dim=1).unflatten(1, (-1, COLUMNS)).transpose(0, 1)  # (R, 2, COLUMNS, C, H, W)
-    return to_bytes(rows.flatten(0, 2).numpy())
+    rows = torch.cat([pairs, black], dim=1).reshape(2, -1, COLUMNS, *x.shape[1:])  # (2, R, COLUMNS, C, H, W)
+    return to_bytes(rows.transpose(0, 1).flatten(0, 2).numpy())
 
 
 def save_grid(images: NDArray[np.uint8], columns: int, path: Path) -> None:

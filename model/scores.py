@@ -116,7 +116,7 @@ def soft_elbo(vae: VAE, images: NDArray[np.uint8], draws: int, seed: int) -> NDA
     x = torch.from_numpy(to_unit(images))
     mu, sigma = posterior(vae, x)
     total = -kl_to_standard_normal(mu.double(), sigma.double()).sum(1)
-    for draw in tqdm(range(draws), desc="scores of held-out images", unit=" draws"):
+    for draw in tqdm(range(draws), desc="scores of held-out images", unit=" draws", disable=draws == 1):
         epsilon = torch.from_numpy(noise(seed + 1 + draw, len(x), (mu.shape[1],)))
         for start in range(0, len(x), ROWS):
             part = slice(start, start + ROWS)

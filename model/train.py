@@ -14,18 +14,18 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import click
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
 from model import checkpoint, data
+from model.batches import VALIDATION_SEED, Batches
 from model.elbo import elbo_terms
 from model.golden import with_golden
 from model.optimize import (
@@ -37,17 +37,14 @@ from model.optimize import (
     make_optimizer,
 )
 from model.pictures import save_pictures
-from model.scores import frozen_targets, mean_terms
-from model.train_config import PRESETS, TrainConfig, config_options, flag_of
-from model.training_state import TrainingState, read_state
-from model.vae import VAE, VAEConfig
+from model.scores import mean_terms, soft_elbo
+from model.train_config import PRESETS, TrainConfig, config_options
+from model.training_state import SavedState, TrainingState, read_state
+from model.vae import VAE
 
-VALIDATION_SEED = 20_200_522
 STEPS_BETWEEN_EVALUATIONS = 50  # at least; small data sets have shorter epochs than that
 PICTURED = 32
 STOPPED = 130  # exit status after a signal
-# What must not change when a run goes on: the network, and which images are validated on and in which order.
-FIXED = (*(item.name for item in fields(VAEConfig)), "data", "batch_size", "validation", "seed")
 
 
 class Training:
@@ -56,6 +53,7 @@ class Training:
     Attributes:
         config: as given.
         out: the folder.
+        batches: the training images, and those that the best weights are chosen by.
         state: everything that changes from step to step.
         stopped_by: the name of the signal that ends the run after the current step.
     """
@@ -71,23 +69,17 @@ class Training:
         self.precision = torch.bfloat16 if config.precision == "bf16" else torch.float32
         torch.manual_seed(config.seed)
         vae = VAE(config.network()).to(self.device)
-        order = torch.randperm(len(dataset.train), generator=torch.Generator().manual_seed(config.seed))
-        held, self.rows = order.tensor_split([min(config.validation, len(order) // 10)])
-        self.images = torch.from_numpy(np.require(dataset.train, requirements="W")).to(self.device)
-        self.binarize = vae.likelihood.discrete_targets
-        self.validation = frozen_targets(dataset.train[held.numpy()], self.binarize, VALIDATION_SEED)
-        self.batch_size = min(config.batch_size, len(self.rows))
-        self.steps_per_epoch = len(self.rows) // self.batch_size
+        binarize = vae.likelihood.discrete_targets
+        self.batches = Batches(dataset.train, config.batch_size, config.validation, binarize, config.seed, self.device)
         optimizer = make_optimizer(vae, config.learning_rate, config.weight_decay)
         self.state = TrainingState(vae, optimizer, MovingAverage(vae, config.ema))
-        self.shuffled = -1, self.rows  # an epoch and its order
         self.stopped_by: str | None = None
         self.started = time.monotonic()
 
     def progress(self) -> float:
         """Return how much of the run is done, 0..1: of its epochs, steps or time, whichever is most."""
         config, state = self.config, self.state
-        shares = [state.step / (config.epochs * self.steps_per_epoch)]
+        shares = [state.step / (config.epochs * self.batches.per_epoch)]
         if config.max_steps:
             shares.append(state.step / config.max_steps)
         if config.time_budget:
@@ -98,20 +90,6 @@ class Training:
         """Return the training time so far in seconds, that of resumed runs included."""
         return self.state.seconds + time.monotonic() - self.started
 
-    def batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """Return the targets ``(B, C, H, W)`` and the noise ``(B, D)`` of a step; they depend on its number alone."""
-        epoch, index = divmod(step, self.steps_per_epoch)
-        if self.shuffled[0] != epoch:
-            shuffled = torch.randperm(len(self.rows), generator=_generator(self.config.seed, epoch, 1))
-            self.shuffled = epoch, self.rows[shuffled]
-        chosen = self.shuffled[1][index * self.batch_size : (index + 1) * self.batch_size]
-        x = self.images[chosen.to(self.device)].float() / 255
-        generator = _generator(self.config.seed, step, 2)
-        if self.binarize:
-            x = (torch.rand(x.shape, generator=generator).to(self.device) < x).float()
-        epsilon = torch.randn(len(x), self.config.latent_dim, generator=generator).to(self.device)
-        return x, epsilon
-
     def update(self) -> float:
         """Do one step and return the negative ELBO of its batch, averaged, in nats (unweighted).
 
@@ -119,16 +97,18 @@ class Training:
             DivergedError: the gradients have not been finite for many steps.
         """
         state, config, progress = self.state, self.config, self.progress()
-        x, epsilon = self.batch(state.step)
+        x, epsilon = self.batches.at(state.step, config.latent_dim)
         terms = elbo_terms(state.vae, x, epsilon, self.precision)
         loss = (kl_weight_at(progress, config.kl_warmup) * terms.kl - terms.reconstruction).mean()
         state.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        norm = float(nn.utils.clip_grad_norm_(state.vae.parameters(), config.clip))
-        rate = learning_rate_at(config.learning_rate, state.step, config.warmup_steps, progress)
-        for group in state.optimizer.param_groups:
-            group["lr"] = rate
-        if self.accepts(norm):
+        gradients = [p.grad for p in state.vae.parameters() if p.grad is not None]
+        norm = nn.utils.get_total_norm(gradients)
+        if self.accepts(float(norm)):
+            nn.utils.clip_grads_with_norm_(state.vae.parameters(), config.clip, norm)
+            rate = learning_rate_at(config.learning_rate, state.step, config.warmup_steps, progress)
+            for group in state.optimizer.param_groups:
+                group["lr"] = rate
             state.optimizer.step()
             state.average.update(state.vae, state.step)
         state.step += 1
@@ -153,25 +133,28 @@ class Training:
         layout = "{desc} {percentage:3.0f}%|{bar}| {postfix} {remaining} left"
         with tqdm(total=100, initial=100 * self.progress(), desc=self.config.name, bar_format=layout) as bar:
             while self.progress() < 1 and not self.stopped_by:
-                self.round(bar)
+                self.train_until_evaluation(bar)
 
-    def round(self, bar: tqdm[Any]) -> None:
-        """Train up to the next evaluation and evaluate; when stopped before that, save only.
+    def train_until_evaluation(self, bar: tqdm[Any]) -> None:
+        """Train for an epoch (for more of them where they are short) and evaluate; when stopped before, save only.
 
         An evaluation at any other step would make the best checkpoint of a resumed run another one.
         """
-        every = self.steps_per_epoch * math.ceil(STEPS_BETWEEN_EVALUATIONS / self.steps_per_epoch)
-        began, losses = time.monotonic(), []
+        every = self.batches.per_epoch * math.ceil(STEPS_BETWEEN_EVALUATIONS / self.batches.per_epoch)
+        began, first, total, counted = time.monotonic(), self.state.step, 0.0, 0
         while True:
-            losses.append(self.update())
-            loss = float(np.mean([value for value in losses if math.isfinite(value)] or [math.inf]))
-            rate = len(losses) * self.batch_size / max(time.monotonic() - began, 1e-9)
-            bar.set_postfix_str(f"{loss:.2f} nats, {rate:.0f} images/s", refresh=False)
+            loss = self.update()
+            total, counted = (total + loss, counted + 1) if math.isfinite(loss) else (total, counted)
+            mean = total / counted if counted else math.nan
+            rate = (self.state.step - first) * self.batches.size / max(time.monotonic() - began, 1e-9)
+            bar.set_postfix_str(f"{mean:.2f} nats, {rate:.0f} images/s", refresh=False)
             bar.update(100 * self.progress() - bar.n)
             if self.state.step % every == 0 or self.progress() >= 1:
-                return self.evaluate(loss, rate)
+                self.evaluate(mean, rate)
+                return
             if self.stopped_by:
-                return self.save(self.averaged())
+                self.save(self.averaged())
+                return
 
     def evaluate(self, train_loss: float, rate: float) -> None:
         """Score the averaged weights on the validation images, log a line, keep the best and save.
@@ -182,10 +165,12 @@ class Training:
         state, served = self.state, self.averaged()
         if bad := first_not_finite(served.named_parameters()):
             raise DivergedError(f"the average of {bad} is not finite; lower --learning-rate")
-        terms = mean_terms(served, self.validation, VALIDATION_SEED) if len(self.validation) else None
+        x = self.batches.validation
+        terms = mean_terms(served.to(self.device), x, VALIDATION_SEED) if len(x) else None
+        served.to("cpu")
         line = {
             "step": state.step,
-            "epoch": round(state.step / self.steps_per_epoch, 3),
+            "epoch": round(state.step / self.batches.per_epoch, 3),
             "seconds": round(self.seconds(), 1),
             "images_per_second": round(rate, 1),
             "train_negative_elbo": round(train_loss, 4) if math.isfinite(train_loss) else None,
@@ -200,7 +185,7 @@ class Training:
             state.best = math.inf if terms is None else -terms.elbo
             self.write_model("best", served)
         self.save(served)
-        save_pictures(served, self.validation[:PICTURED], self.out)
+        save_pictures(served, x[:PICTURED].cpu(), self.out)
 
     def averaged(self) -> VAE:
         """Return a copy of the network on the CPU with the averaged weights, which is what gets served."""
@@ -217,7 +202,8 @@ class Training:
 
     def write_model(self, name: str, served: VAE) -> None:
         """Write a checkpoint that the service loads."""
-        notes = checkpoint.Notes(self.config.name, self.trained_on, training=self.resolved())
+        scores = soft_elbo(served, self.batches.reference, 1, VALIDATION_SEED)
+        notes = checkpoint.Notes(self.config.name, self.trained_on, training=self.resolved(), held_out_elbo=scores)
         checkpoint.save(self.out / f"{name}.safetensors", served, with_golden(served, notes))
 
     def resolved(self) -> dict[str, Any]:
@@ -225,45 +211,23 @@ class Training:
         return asdict(self.config) | {
             "command": self.config.command(),
             "steps": self.state.step,
-            "epochs_done": round(self.state.step / self.steps_per_epoch, 2),
-            "train_images": len(self.rows),
+            "epochs_done": round(self.state.step / self.batches.per_epoch, 2),
+            "train_images": self.batches.count,
             "torch": torch.__version__,
         }
 
-    def resume(self, path: Path) -> None:
-        """Go on from the state that a run with the same network and data wrote to ``path``.
+    def resume(self, saved: SavedState) -> None:
+        """Go on from the state of a run with the same network and data.
 
         Raises:
-            CheckpointError: the state is missing, damaged or of another network.
+            CheckpointError: the state is of another network.
             DataError: the training images are not as many as they were.
         """
-        before = read_state(path)[1]["config"]["train_images"]
-        if before != len(self.rows):
-            raise data.DataError(f"{path}: that run had {before} training images, there are {len(self.rows)} now")
-        self.state.restore(path)
+        before = saved.config.get("train_images")
+        if before != self.batches.count:
+            raise data.DataError(f"that run had {before} training images, there are {self.batches.count} now")
+        self.state.restore(saved)
         self.started = time.monotonic()
-
-
-def configure(preset: str, flags: dict[str, Any], state: Path | None) -> TrainConfig:
-    """Return the configuration of a run: its preset, or the one in the state to resume, with the flags that are given.
-
-    Raises:
-        ValueError: a flag has a wrong value, or would make the rest of a resumed run another run.
-        CheckpointError: there is no readable state.
-    """
-    given = {name: value for name, value in flags.items() if value is not None}
-    if state is None:
-        return replace(PRESETS[preset], **given)
-    config = TrainConfig.from_json(read_state(state)[1]["config"])
-    for name in FIXED:
-        if name in given and given[name] != getattr(config, name):
-            raise ValueError(f"{flag_of(name)} cannot change with --resume; this run has {getattr(config, name)}")
-    return replace(config, **given)
-
-
-def _generator(seed: int, number: int, stream: int) -> torch.Generator:
-    mixed = np.random.SeedSequence([seed, number, stream]).generate_state(1, np.uint64)[0]
-    return torch.Generator().manual_seed(int(mixed >> np.uint64(1)))
 
 
 def _device(name: str) -> torch.device:
@@ -300,20 +264,21 @@ FOLDER = click.Path(path_type=Path, file_okay=False)
 @config_options
 def main(preset: str, out: Path | None, data_dir: Path | None, resume: bool, **flags: Any) -> None:
     """Train a VAE and write a model that `vae serve` loads (VAE_MODEL=PATH)."""
-    folder = out or Path("runs") / (flags["name"] or PRESETS[preset].name)
+    given = {name: value for name, value in flags.items() if value is not None}
+    folder = out or Path("runs") / given.get("name", PRESETS[preset].name)
     state = folder / "state.safetensors"
     try:
         if state.exists() and not resume:
             raise ValueError(f"{folder} holds a training already; go on with --resume, or name another --out")
-        config = configure(preset, flags, state if resume else None)
+        saved = read_state(state) if resume else None
+        config = TrainConfig.from_json(saved.config).resumed(given) if saved else replace(PRESETS[preset], **given)
         torch.set_num_threads(config.threads or torch.get_num_threads())
         dataset = data.load(config.data, config.network().image_shape, data_dir)
-        click.echo(dataset.summary(), err=True)
-        for skipped in dataset.skipped:
-            click.echo(f"skipped {skipped}", err=True)
+        for line in (dataset.summary(), *(f"skipped {skipped}" for skipped in dataset.skipped)):
+            click.echo(line, err=True)
         training = Training(config, dataset, folder)
-        if resume:
-            training.resume(state)
+        if saved:
+            training.resume(saved)
         with _stopped_by_signals(training):
             training.run()
     except (ValueError, OSError, DivergedError) as error:

@@ -124,6 +124,22 @@ class TrainConfig:
                 words += [flag_of(item.name), ",".join(map(str, value)) if isinstance(value, tuple) else str(value)]
         return shlex.join(words)
 
+    def resumed(self, given: dict[str, Any]) -> TrainConfig:
+        """Return the configuration of the rest of a run that was started with this one.
+
+        Args:
+            given: fields to change.
+
+        Raises:
+            ValueError: a value is wrong, or a field cannot change: it shapes the network, or says which images the
+                run is validated on and in which order it sees the others.
+        """
+        fixed = {item.name for item in fields(VAEConfig)} | {"data", "batch_size", "validation", "seed"}
+        for name in sorted(fixed & given.keys()):
+            if given[name] != getattr(self, name):
+                raise ValueError(f"{flag_of(name)} cannot change with --resume; this run has {getattr(self, name)}")
+        return replace(self, **given)
+
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> TrainConfig:
         """Rebuild the configuration from the JSON in a state file.

@@ -21,6 +21,27 @@ from model.optimize import MovingAverage, StepGuard
 from model.vae import VAE
 
 
+@dataclass(frozen=True)
+class SavedState:
+    """What is in a state file.
+
+    Attributes:
+        path: the file.
+        tensors: all of them, under their names there.
+        numbers: everything else.
+    """
+
+    path: Path
+    tensors: dict[str, Tensor]
+    numbers: dict[str, Any]
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The resolved configuration of the run, with how far it went."""
+        config: dict[str, Any] = self.numbers["config"]
+        return config
+
+
 @dataclass
 class TrainingState:
     """A training between two steps.
@@ -61,17 +82,16 @@ class TrainingState:
         contiguous = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
         write_atomically(path, serialize(contiguous, {"state": json.dumps(numbers)}))
 
-    def restore(self, path: Path) -> None:
+    def restore(self, saved: SavedState) -> None:
         """Take over what :meth:`save` wrote; the network's shape must be the same.
 
         Raises:
-            CheckpointError: the file is missing, damaged or of another network.
+            CheckpointError: the state is of another network.
         """
-        tensors, numbers = read_state(path)
         try:
-            self._take(tensors, numbers)
+            self._take(saved.tensors, saved.numbers)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise CheckpointError(f"{path}: this training state is of another network") from error
+            raise CheckpointError(f"{saved.path}: this training state is of another network") from error
 
     def _take(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
         averages = _under(tensors, "average.")
@@ -79,7 +99,7 @@ class TrainingState:
         if {name: value.shape for name, value in averages.items()} != wanted:
             raise ValueError("the averages are those of other parameters")
         self.vae.load_state_dict(_under(tensors, "network."))
-        self.optimizer.load_state_dict(self._optimizer_state(_under(tensors, "optimizer.")))
+        self._take_optimizer(_under(tensors, "optimizer."))
         for name, value in averages.items():
             self.average.values[name].copy_(value)
         self.step, self.seconds = numbers["step"], numbers["seconds"]
@@ -87,16 +107,22 @@ class TrainingState:
         self.guard.norms.extend(numbers["norms"])
         self.guard.skipped, self.guard.in_a_row = numbers["skipped"], numbers["in_a_row"]
 
-    def _optimizer_state(self, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    def _take_optimizer(self, tensors: dict[str, Tensor]) -> None:
         state: dict[int, dict[str, Tensor]] = {}
         for name, value in tensors.items():
             index, slot = name.split(".", 1)
             state.setdefault(int(index), {})[slot] = value
-        return {"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]}
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+        for parameter, slots in self.optimizer.state.items():
+            for slot in slots.keys() - {"step"}:
+                if slots[slot].shape != parameter.shape:
+                    raise ValueError(f"{slot} of the optimizer is of another parameter")
+                slots[slot] = torch.empty_like(parameter).copy_(slots[slot])  # laid out in memory as it was
 
 
-def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return the tensors of a state file, and its numbers with the training configuration under ``config``.
+def read_state(path: Path) -> SavedState:
+    """Return what is in a state file.
 
     Raises:
         CheckpointError: the file is missing or damaged.
@@ -105,7 +131,7 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         with safe_open(path, framework="pt") as file:
             names = file.keys()  # a method of the file, which is no dictionary
             tensors = {name: file.get_tensor(name) for name in names}
-            return tensors, json.loads((file.metadata() or {})["state"])
+            return SavedState(path, tensors, json.loads((file.metadata() or {})["state"]))
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: no such file; there is no training to resume") from error
     except (SafetensorError, OSError, KeyError, ValueError) as error:

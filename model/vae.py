@@ -6,6 +6,7 @@ network never samples and never adds a loss together; that is the business of ``
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, fields
 from typing import Any, get_args
 
@@ -245,5 +246,8 @@ def _cells(config: VAEConfig) -> int:
     return (config.height // config.stride) * (config.width // config.stride)
 
 
-def _autocast(like: Tensor, precision: torch.dtype) -> torch.autocast:
-    return torch.autocast(like.device.type, dtype=torch.bfloat16, enabled=precision is torch.bfloat16)
+def _autocast(like: Tensor, precision: torch.dtype) -> AbstractContextManager[object]:
+    """Return what runs convolutions in ``precision``; nothing at all for float32."""
+    if precision is torch.float32:
+        return nullcontext()
+    return torch.autocast(like.device.type, dtype=precision)

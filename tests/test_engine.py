@@ -152,12 +152,12 @@ def test_bf16_by_name_is_used_with_a_warning_where_auto_would_not_take_it(
         engines.load(Settings(model=str(path), device="cpu", precision="bf16"))
 
 
-def test_a_checkpoint_that_was_never_scored_gives_no_percentile(path: Path, images: np.ndarray) -> None:
+def test_a_checkpoint_that_was_never_scored_is_refused_with_the_remedy(path: Path, tmp_path: Path) -> None:
     loaded = checkpoint.load(path)
     notes = replace(loaded.notes, held_out_elbo=np.zeros(0, np.float32))
-    unscored = Engine(replace(loaded, notes=notes), "cpu", "fp32", 16)
-    columns = np.zeros((3, 4), np.float32), np.ones((3, 4), np.float32)
-    assert "percentile" not in engines.summarize(unscored, *columns, np.zeros((3, 2)), np.zeros((3, 2)))
+    checkpoint.save(unscored := tmp_path / "unscored.safetensors", loaded.vae, notes)
+    with pytest.raises(SettingsError, match="run `vae evaluate"):
+        engines.load(Settings(model=str(unscored), device="cpu"))
 
 
 def test_a_device_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
