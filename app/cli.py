@@ -11,6 +11,8 @@ from typing import Any, Final
 
 import click
 
+from app.version import VERSION
+
 # name -> module:command, and what --help says of it
 COMMANDS: Final = {
     "serve": ("app.serve:serve", "Run the service."),
@@ -59,7 +61,7 @@ class _InOrder(click.Group):
     commands=[Deferred(name, target, text) for name, (target, text) in COMMANDS.items()],
     context_settings={"max_content_width": 110, "show_default": True},
 )
-@click.version_option(package_name="vae-service", message="%(version)s")
+@click.version_option(VERSION, message="%(version)s")
 def main() -> None:
     """A variational autoencoder as a service: serve, train, and ask a running server.
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from app.middleware import Envelope
 from app.routes import router
 from app.service import Service
 from app.settings import Settings, load_settings, read_api_keys
+from app.version import VERSION
 
 OWN_HEADERS = ("X-API-Key", "X-Request-ID", "X-Timeout-Ms")
 FRESH = {"Cache-Control": "no-cache"}
@@ -50,7 +50,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app = FastAPI(
         title="vae-service",
         description=openapi.DESCRIPTION,
-        version=version("vae-service"),
+        version=VERSION,
         lifespan=lifespan,
         docs_url=None,  # the framework's page loads its scripts from elsewhere; ours works offline
         redoc_url=None,

@@ -11,7 +11,6 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -23,6 +22,7 @@ from app.engine import Engine
 from app.errors import Unavailable
 from app.metrics import Metrics
 from app.settings import Settings, SettingsError
+from app.version import VERSION
 from model.gaussian import noise
 
 Array = NDArray[Any]
@@ -240,5 +240,5 @@ def description(service: Service) -> dict[str, Any]:
         "trained_on": engine.notes.trained_on,
         "metrics": engine.notes.metrics,
         "limits": {name: getattr(settings, name) for name in limits},
-        "version": version("vae-service"),
+        "version": VERSION,
     }

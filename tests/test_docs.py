@@ -136,7 +136,9 @@ def test_the_curl_lines_of_the_readme_run_as_printed_and_answer_as_printed(serve
     assert len(lines) >= 3
     here = server.url.removeprefix("http://")
     answers = [
-        subprocess.run(["bash", "-c", line.replace("localhost:8000", here)], cwd=tmp_path, capture_output=True, check=True)
+        subprocess.run(
+            ["bash", "-c", line.replace("localhost:8000", here)], cwd=tmp_path, capture_output=True, check=True
+        )
         for line in lines
     ]
     with Image.open(tmp_path / "samples.png") as sheet:
