@@ -24,7 +24,12 @@ from app.errors import (
 )
 
 log = logging.getLogger("vae")
+CLOSED = 499
 Handler = Callable[[Request, Exception], Awaitable[Response]]
+
+
+class Departed(Exception):
+    """The caller closed the connection: nobody reads an answer, the metrics count it as 499."""
 
 
 def problem_response(error: ServiceError, request_id: str) -> Response:
@@ -38,6 +43,7 @@ def install(app: FastAPI) -> None:
     """Make ``app`` answer every error through :func:`problem_response`."""
     app.add_exception_handler(ServiceError, _handler(lambda error: error))
     app.add_exception_handler(HTTPException, _handler(_of_framework))
+    app.add_exception_handler(Departed, _unread)
     app.add_exception_handler(RequestValidationError, _handler(_of_parameters))
 
 
@@ -50,6 +56,10 @@ def _handler(translate: Callable[[Exception], Exception]) -> Handler:
         return problem_response(error, request.scope["vae"].request_id)
 
     return handle
+
+
+async def _unread(_request: Request, _raised: Exception) -> Response:
+    return Response(status_code=CLOSED)
 
 
 def _of_framework(error: Exception) -> ServiceError:

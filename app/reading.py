@@ -18,8 +18,9 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from app.auth import check_key
-from app.errors import ContentTooLarge, DeadlineExceeded, PreconditionFailed, ServiceError, Unprocessable
+from app.errors import ContentTooLarge, DeadlineExceeded, PreconditionFailed, Unprocessable
 from app.payloads import ImageBatch, parse_images
+from app.problems import Departed
 from app.service import Call, Service
 
 T = TypeVar("T")
@@ -27,12 +28,6 @@ SMALL_BODY_BYTES = 4096  # up to here a body is read on the event loop: a hop to
 MAX_DRAWS_PER_ITEM = 64  # times VAE_MAX_ITEMS: the most draws of z that one request may cause
 MIN_DRAWS = 1024  # that every request may have, however small VAE_MAX_ITEMS is
 TIMEOUT_MS = re.compile(r"[0-9]{1,9}")
-
-
-class Departed(ServiceError):
-    """The caller closed the connection: nobody reads this answer, the metrics count it as 499."""
-
-    status = 499
 
 
 class WorkRoute(APIRoute):
