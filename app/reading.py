@@ -108,9 +108,15 @@ def check_items(items: int, owner: Service) -> None:
         )
 
 
-async def offload(size: int, work: Callable[..., T], *args: Any) -> T:
-    """Return ``work(*args)``, computed in a thread where ``size`` bytes are too many for the event loop."""
-    return work(*args) if size <= SMALL_BODY_BYTES else await asyncio.to_thread(work, *args)
+async def offload(request: Request, size: int, work: Callable[..., T], *args: Any) -> T:
+    """Return ``work(*args)``, computed in a thread where ``size`` bytes are too many for the event loop.
+
+    The service's readers are few, so however many large images arrive, only so many are decoded at a time.
+    """
+    if size <= SMALL_BODY_BYTES:
+        return work(*args)
+    readers = service_of(request).readers
+    return await asyncio.get_running_loop().run_in_executor(readers, work, *args)
 
 
 async def read_body(request: Request) -> bytes:
@@ -167,7 +173,7 @@ async def images_of(request: Request, resize: str, draws: int = 1) -> AsyncItera
     owner.engine  # noqa: B018 - refuses while nothing is loaded, before the body is read
     body = await read_body(request)
     most = owner.settings.max_items
-    batch = await offload(len(body), lambda: parse_images(body, content_type(request), max_items=most))
+    batch = await offload(request, len(body), lambda: parse_images(body, content_type(request), max_items=most))
     if batch.count * draws > (limit := max(most * MAX_DRAWS_PER_ITEM, MIN_DRAWS)):
         raise ContentTooLarge(
             f"got {batch.count} images with {draws} draws each; at most {limit} draws a request "
@@ -187,7 +193,7 @@ async def decoded(request: Request, batch: ImageBatch, size: int, resize: str) -
         def decode() -> Any:
             return batch.decode(call.engine.image_shape, max_pixels=limit, resize=resize != "never")
 
-        yield call, await offload(size, decode)
+        yield call, await offload(request, size, decode)
 
 
 def _body_too_large(limit: int) -> ContentTooLarge:

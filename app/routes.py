@@ -69,7 +69,7 @@ async def decode(request: Request, columns: Columns = None, form: FormatName = N
     chosen = choose_format(request.headers.get("accept"), form, PICTURES)
     dim, most = service_of(request).engine.latent_dim, service_of(request).settings.max_items
     body = await read_body(request)
-    z = await offload(len(body), lambda: read_latents(body, content_type(request), dim, max_items=most))
+    z = await offload(request, len(body), lambda: read_latents(body, content_type(request), dim, max_items=most))
     async with admitted(request, len(z)) as call:
         images = await service.decode(call, z)
     return await write(chosen, {"images": images}, columns=columns)
@@ -127,14 +127,14 @@ async def kl(request: Request, unit: Unit = "nats", resize: Resize = "auto", for
     """Compute KL divergence: of images' posteriors from the prior, or between distributions that the body gives."""
     chosen = choose_format(request.headers.get("accept"), form, FIELDS)
     body, most = await read_body(request), service_of(request).settings.max_items
-    question = await offload(len(body), lambda: read_kl(body, content_type(request), max_items=most))
+    question = await offload(request, len(body), lambda: read_kl(body, content_type(request), max_items=most))
     parts: Array | None
     if isinstance(question, ImageBatch):
         async with decoded(request, question, len(body), resize) as (call, x):
             total, parts = await service.posterior_kl(call, x)
     else:
         async with admitted(request, question.items):
-            total, parts = await offload(len(body), answer, question)
+            total, parts = await offload(request, len(body), answer, question)
     scale = 1.0 if unit == "nats" else 1 / math.log(2)
     tensors = {"kl": total * scale} | ({} if parts is None else {"per_dimension": parts * scale})
     return await write(chosen, tensors, {"unit": unit})

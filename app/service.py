@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,6 +28,7 @@ from model.gaussian import noise
 
 Array = NDArray[Any]
 EXIT_DEVICE_LOST = 70
+READERS = 2
 IMAGES_SCORED_AT_ONCE = 8  # of one request: enough to fill batches, few enough to let others in between
 log = logging.getLogger("vae")
 
@@ -61,12 +63,14 @@ class Service:
 
     Attributes:
         exit_status: set when the process has to end, with what status.
+        readers: threads that read large bodies: few, as an image at the pixel limit takes hundreds of megabytes.
     """
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
         """Keep the settings; nothing is loaded before ``start``."""
         self.settings, self.metrics = settings, metrics
         self.exit_status: int | None = None
+        self.readers = ThreadPoolExecutor(READERS, "reader")
         self._engine: Engine | None = None
         self._batcher: Batcher | None = None
         self._draining = self._refusing = self._reloading = False
@@ -91,6 +95,7 @@ class Service:
         self._draining = self._refusing = True
         if self._batcher:
             await self._batcher.close()
+        self.readers.shutdown(wait=False, cancel_futures=True)
 
     async def reload(self) -> None:
         """Load the model's file again and swap it in; requests in flight finish on the old weights.

@@ -6,6 +6,7 @@ What a caller sees is tested through a real server in ``test_service_*``.
 import asyncio
 import logging
 import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -162,6 +163,30 @@ def test_a_full_line_refuses_before_anything_is_decoded(path: Path, monkeypatch:
         assert [(await task).status_code for task in inside] == [200, 200, 200]
 
     run(path, body, max_queue_items=3)
+
+
+def test_only_two_large_bodies_are_read_at_the_same_time(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counting = threading.Lock()
+    now, most = 0, 0
+
+    def decode(batch: Any, shape: tuple[int, ...], **_: Any) -> Any:
+        nonlocal now, most
+        with counting:
+            now += 1
+            most = max(most, now)
+        time.sleep(0.05)  # long enough for others to come in, if they could
+        with counting:
+            now -= 1
+        return np.zeros((batch.count, *shape), np.float32)
+
+    async def body(client: httpx.AsyncClient, app: FastAPI) -> None:
+        monkeypatch.setattr("app.images_in._Items.decode", decode)
+        large = {"images": np.full((64, 1, 8, 8), 0.5).tolist()}
+        answers = await asyncio.gather(*(client.post("/encode", json=large) for _ in range(6)))
+        assert {answer.status_code for answer in answers} == {200}
+        assert most == 2
+
+    run(path, body)
 
 
 def test_draining_reports_not_ready_first_and_refuses_new_work_later(path: Path) -> None:
