@@ -31,6 +31,7 @@ class BatcherMachine(RuleBasedStateMachine):
         self.gate, self.fits, self.number = threading.Event(), 99, 0
         self.ops = [Op("double", lambda x: self.work(x, 2)), Op("negate", lambda x: self.work(x, -1))]
         self.largest, self.patience_s = 0, SAFETY_S
+        self.tasks = []
         self.open = []  # (task, items, rows expected or error)
         self.begin()
 
@@ -65,6 +66,7 @@ class BatcherMachine(RuleBasedStateMachine):
             x[0], expected = poison, POISON[poison]
         inside = sum(items for _, items, _ in self.open)
         task = self.loop.create_task(self.request(self.ops[op], x))
+        self.tasks.append(task)
         self.await_(asyncio.sleep(0))
         if inside and inside + items > self.MAX_ITEMS:
             assert task.done()
@@ -130,8 +132,11 @@ class BatcherMachine(RuleBasedStateMachine):
     def end(self):
         self.gate.set()
         self.await_(self.batcher.close())
-        if self.open:
-            self.await_(asyncio.wait([task for task, _, _ in self.open]))
+        if unfinished := [task for task in self.tasks if not task.done()]:
+            self.await_(asyncio.wait(unfinished))
+        for task in self.tasks:
+            if not task.cancelled():
+                task.exception()  # one that nobody has seen is logged when it is collected, in some other test
         self.loop.run_until_complete(self.loop.shutdown_default_executor())
         self.loop.close()
 
