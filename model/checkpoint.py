@@ -45,7 +45,7 @@ class Notes:
         trained_on: the data set, for people.
         metrics: results of the evaluation as measured, JSON values only.
         training: the resolved training configuration, JSON values only.
-        held_out_elbo: sorted ELBOs of held-out images in nats, ``(M,)`` float32; empty before evaluation.
+        held_out_elbo: sorted ELBOs of held-out images in nats, ``(M,)`` float32; the service needs at least one.
         golden_images: model-drawn images, ``(G, C, H, W)`` uint8; empty where there are none.
         golden_mu: their posterior means on the CPU in float32, ``(G, D)``.
         golden_sigma: their posterior standard deviations, ``(G, D)``.
