@@ -2,7 +2,7 @@
 
 An engine is immutable: new weights are a new engine, whose operations are new ``Op`` objects. Its operations run in
 the batcher's threads; each pads its rows to a fixed batch size, so the device sees few shapes and an image's answer
-does not depend on how many others came along.
+does not depend on how many others came along. How a batch is executed is the business of an execution path.
 """
 
 from __future__ import annotations
@@ -10,8 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -19,19 +18,22 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from app.batching import Columns, DeviceLost, Op
+from app.batching import Columns, Op
+from app.eager import Compute, Eager
+from app.graphs import CudaGraphs
 from app.settings import Settings, SettingsError
 from model import checkpoint, gaussian
+from model.bf16 import in_bf16
 from model.elbo import importance_bound, importance_standard_error, log_likelihood_and_ratio
 
 Array = NDArray[Any]
 log = logging.getLogger("vae")
-BUCKETS = (1, 2, 4, 8, 16, 24, 32, 48, 64)
+BUCKETS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072)
+MAX_BATCH = {"cuda": 512}  # where nothing else is asked for; on other devices 64
 LARGEST_SMALLEST_BATCH = 8  # to which a single image is padded, if need be, for the sake of exactness
 TOLERATED_MU = 0.02  # of sigma
 TOLERATED_LOG_SIGMA = 0.02
 DAMAGED = 10  # times what is tolerated: no rounding goes so far
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 MAX_STREAMS = 4
 
 
@@ -44,8 +46,10 @@ class Engine:
         image_shape: ``(C, H, W)``.
         latent_dim: ``D``.
         device: ``cpu``, ``cuda:0`` or ``mps``.
-        precision: ``fp32`` or ``bf16``, of the convolutions.
-        streams: batches that are worth running at the same time.
+        precision: ``fp32`` or ``bf16``, of the residual blocks.
+        path: name of the execution path.
+        max_batch: rows of the largest batch.
+        streams: batches that run at the same time.
         notes: what the checkpoint remembers beside its weights.
         encode: ``x (n, C, H, W)`` to ``mu, sigma``, ``(n, D)`` each, and the KL of each posterior in nats, ``(n,)``.
         decode: ``z (n, D)`` to mean images ``(n, C, H, W)`` in 0..1.
@@ -53,52 +57,68 @@ class Engine:
         weigh: ``x, mu, sigma, noise (n, D)`` to ``log p(x|z)`` and ``log p(z) - log q(z|x)``, ``(n,)`` float64.
     """
 
-    def __init__(self, loaded: checkpoint.Checkpoint, device: str, precision: str, max_batch: int) -> None:
-        """Move a checkpoint to ``device``; ``precision`` is ``fp32`` or ``bf16``."""
+    def __init__(
+        self, loaded: checkpoint.Checkpoint, device: str, precision: str, max_batch: int = 0, streams: int = 0
+    ) -> None:
+        """Move a checkpoint to ``device``; ``precision`` is ``fp32`` or ``bf16``, 0 lets the device decide."""
         self._device = torch.device(device)
         self._vae = loaded.vae.to(self._device)
-        self._precision = PRECISIONS[precision]
-        self._buckets = sorted({*(size for size in BUCKETS if size < max_batch), max_batch})
+        self._network = in_bf16(self._vae) if precision == "bf16" else self._vae
+        self.max_batch = max_batch or MAX_BATCH.get(self._device.type, 64)
+        self.streams = streams or (1 if self._device.type != "cpu" else min(MAX_STREAMS, len(os.sched_getaffinity(0))))
+        self._buckets = sorted({*(size for size in BUCKETS if size < self.max_batch), self.max_batch})
+        self._path = self._choose_path()
         self.name, self.digest = loaded.notes.name, loaded.digest[:16]
         self.notes, self.config = loaded.notes, loaded.vae.config
         self.image_shape, self.latent_dim = self.config.image_shape, self.config.latent_dim
-        self.device, self.precision = str(self._device), precision
+        self.device, self.precision, self.path = str(self._device), precision, self._path.name
         self.parameters = self._vae.parameter_count()
-        self.streams = 1 if self._device.type != "cpu" else min(MAX_STREAMS, len(os.sched_getaffinity(0)))
         self.encode = Op("encode", self._runner(self._encode))
         self.decode = Op("decode", self._runner(self._decode))
         self.draw = Op("sample", self._runner(self._draw))
         self.weigh = Op("score", self._runner(self._weigh))
+
+    def _choose_path(self) -> Eager | CudaGraphs:
+        if self._device.type == "cuda":
+            return CudaGraphs(self._device, self.max_batch, self.streams)
+        return Eager(self._device)
 
     def warm_up(self) -> None:
         """Run every operation at every batch size, and keep the sizes that agree with the largest bit for bit.
 
         Then an image has one answer, whatever company it is computed in. (Libraries choose other kernels for the
         smallest batches, which round differently.) Where only large sizes agree, all are kept: speed goes first.
+        Sizes that do not fit into memory are given up.
         """
-        largest = self._buckets[-1]
-        random = np.random.default_rng(0)
-        x = random.random((largest, *self.image_shape), np.float32)
-        noise = random.standard_normal((largest, self.latent_dim), np.float32)
-        mu, sigma, _ = self.encode.run(x)
-        calls = (
-            (self.encode, (x,)),
-            (self.decode, (noise,)),
-            (self.draw, (noise,)),
-            (self.weigh, (x, mu, sigma, noise)),
-        )
-        expected = [op.run(*columns) for op, columns in calls]
+        while True:
+            try:
+                expected = self._try(self.max_batch)
+                break
+            except MemoryError:
+                if len(self._buckets) == 1:
+                    raise
+                self._buckets.pop()
+                self.max_batch = self._buckets[-1]
+                log.warning("batches are limited to %d items: larger ones do not fit into memory", self.max_batch)
 
         def agrees(size: int) -> bool:
-            answers = [op.run(*(column[:size] for column in columns)) for op, columns in calls]
-            pairs = zip(answers, expected, strict=True)
-            return all(np.array_equal(a, b[:size]) for got, want in pairs for a, b in zip(got, want, strict=True))
+            return all(np.array_equal(a, b[:size]) for a, b in zip(self._try(size), expected, strict=True))
 
         agreeing = [size for size in self._buckets if agrees(size)]
         if agreeing[0] > LARGEST_SMALLEST_BATCH:
             log.warning("batch sizes round differently on %s: company may change an answer's last bits", self.device)
         else:
             self._buckets = agreeing
+
+    def _try(self, size: int) -> list[Array]:
+        """Return the columns of every operation for ``size`` rows that are always the same, from every slot."""
+        random = np.random.default_rng(0)
+        x = random.random((self.max_batch, *self.image_shape), np.float32)[:size]
+        noise = random.standard_normal((self.max_batch, self.latent_dim), np.float32)[:size]
+        for _ in range(self._path.slots):
+            mu, sigma, kl = self.encode.run(x)
+            others = (self.decode.run(noise), self.draw.run(noise), self.weigh.run(x, mu, sigma, noise))
+        return [mu, sigma, kl, *(column for columns in others for column in columns)]
 
     def golden_errors(self) -> tuple[float, float]:
         """Return the golden batch's largest error of mu, in units of sigma, and of log sigma.
@@ -112,24 +132,22 @@ class Engine:
         mu_error = np.abs(mu - notes.golden_mu) / notes.golden_sigma
         return float(mu_error.max()), float(np.abs(np.log(sigma / notes.golden_sigma)).max())
 
-    def _runner(self, compute: Callable[..., tuple[Tensor, ...]]) -> Callable[..., Columns]:
-        """Wrap a computation of tensors into one of arrays: pad, copy in, compute, copy out, cut."""
+    def _runner(self, compute: Compute) -> Callable[..., Columns]:
+        """Return a computation of tensors as one of arrays, in batches of few sizes."""
+        execute = self._path.executor(compute)
 
         def run(*columns: Array) -> Columns:
             rows = len(columns[0])
-            size = next((size for size in self._buckets if size >= rows), rows)
-            with torch.inference_mode(), _device_errors():
-                tensors = [torch.from_numpy(_padded(column, size)).to(self._device) for column in columns]
-                return tuple(result[:rows].cpu().numpy() for result in compute(*tensors))
+            return execute(columns, next((size for size in self._buckets if size >= rows), rows))
 
         return run
 
     def _encode(self, x: Tensor) -> tuple[Tensor, ...]:
-        mu, sigma = self._vae.encode(x, self._precision)
+        mu, sigma = self._network.encode(x)
         return mu, sigma, gaussian.kl_to_standard_normal(mu, sigma).sum(1)
 
     def _decode(self, z: Tensor) -> tuple[Tensor, ...]:
-        return (self._vae.likelihood.mean(self._vae.decode(z, self._precision)),)
+        return (self._vae.likelihood.mean(self._network.decode(z)),)
 
     def _draw(self, noise: Tensor) -> tuple[Tensor, ...]:
         z = self._vae.prior.transform(noise)
@@ -226,11 +244,11 @@ def _in_force(path: Any, device: str, settings: Settings) -> Engine:
     """
     try:
         if settings.precision == "auto" and device.startswith("cuda") and torch.cuda.is_bf16_supported():
-            engine = Engine(checkpoint.load(path), device, "bf16", settings.max_batch)
+            engine = Engine(checkpoint.load(path), device, "bf16", settings.max_batch, settings.streams)
             if _tolerable(engine):
                 return engine
         wanted = "fp32" if settings.precision == "auto" else settings.precision
-        engine = Engine(checkpoint.load(path), device, wanted, settings.max_batch)
+        engine = Engine(checkpoint.load(path), device, wanted, settings.max_batch, settings.streams)
     except checkpoint.CheckpointError as error:
         raise SettingsError([f"VAE_MODEL: {error}"]) from error
     if not _tolerable(engine):
@@ -248,27 +266,3 @@ def _in_force(path: Any, device: str, settings: Settings) -> Engine:
 def _tolerable(engine: Engine, times: float = 1) -> bool:
     mu_error, log_sigma_error = engine.golden_errors()
     return mu_error <= times * TOLERATED_MU and log_sigma_error <= times * TOLERATED_LOG_SIGMA
-
-
-def _padded(rows: Array, size: int) -> Array:
-    """Return ``rows`` repeated at the end up to ``size`` rows: real values, so padding costs no surprises."""
-    if len(rows) == size:
-        return np.ascontiguousarray(rows)
-    padded = np.empty((size, *rows.shape[1:]), rows.dtype)
-    padded[: len(rows)] = rows
-    padded[len(rows) :] = rows[-1]
-    return padded
-
-
-@contextmanager
-def _device_errors() -> Iterator[None]:
-    """Translate the device's failures: out of memory to ``MemoryError``, a lost device to ``DeviceLost``."""
-    try:
-        yield
-        return
-    except torch.OutOfMemoryError:
-        pass  # leave the except block first: the traceback holds the tensors
-    except torch.AcceleratorError as error:
-        raise DeviceLost(str(error).splitlines()[0]) from error
-    torch.cuda.empty_cache()
-    raise MemoryError("the device is out of memory")

@@ -84,9 +84,8 @@ class Service:
         engine = await asyncio.to_thread(engines.load, self.settings)
         if engine.device == "cpu" and self.settings.device == "auto":
             log.warning("VAE_DEVICE=auto: no GPU found, computing on the CPU")
-        streams = self.settings.streams or engine.streams
         limit = self.settings.max_queue_items
-        self._batcher = Batcher(self.settings.max_batch, limit, streams, self.metrics, self._on_death)
+        self._batcher = Batcher(engine.max_batch, limit, engine.streams, self.metrics, self._on_death)
         self._batcher.start()
         self._use(engine)
 
@@ -168,7 +167,8 @@ class Service:
     def _use(self, engine: Engine) -> None:
         self._engine = engine
         self.metrics.set_model_info(engine.name, engine.digest, engine.device, engine.precision)
-        log.info("ready: %s %s on %s in %s", engine.name, engine.digest, engine.device, engine.precision)
+        where = (engine.name, engine.digest, engine.device, engine.precision, engine.path)
+        log.info("ready: %s %s on %s in %s by %s", *where)
 
     def _on_death(self, error: BaseException) -> None:
         log.critical("the inference device is lost, ending: %r", error)
@@ -242,6 +242,7 @@ def description(service: Service) -> dict[str, Any]:
         "parameters": engine.parameters,
         "device": engine.device,
         "precision": engine.precision,
+        "path": engine.path,
         "trained_on": engine.notes.trained_on,
         "metrics": engine.notes.metrics,
         "limits": {name: getattr(settings, name) for name in limits},

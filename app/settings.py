@@ -87,7 +87,9 @@ class Settings(BaseSettings):
     streams: int = _whole(0, 0, 256, "Batches computed side by side; 0 lets the device decide.")
     host: str = _text("127.0.0.1", "an address or a host name", "Address to listen on.", min_length=1)
     port: int = _whole(8000, 0, 65535, "TCP port to listen on; 0 takes a free one.")
-    max_batch: int = _whole(64, 1, 4096, "Largest batch given to the device, in items.")
+    max_batch: int = _whole(
+        0, 0, 4096, "Largest batch given to the device, in items; 0 lets the device decide: 64, or 512 on CUDA."
+    )
     max_queue_items: int = _whole(4096, 1, 1_000_000, "Items that may wait; more are refused with 429.")
     max_items: int = _whole(1024, 1, 65_536, "Items (images, latents, samples) in one request.")
     max_body_bytes: int = _whole(33_554_432, 1024, 2**31 - 1, "Longest request body, in bytes.")

@@ -17,8 +17,7 @@ import numpy as np
 import pytest
 from fastapi import FastAPI
 
-from app import engine as engines
-from app.batching import Op
+from app.batching import DeviceLost, Op
 from app.main import create_app
 from app.settings import Settings
 from tests.tiny import CONFIG, save_tiny
@@ -206,7 +205,7 @@ def test_draining_reports_not_ready_first_and_refuses_new_work_later(path: Path)
 def test_a_lost_device_makes_the_service_not_alive_with_its_exit_status(path: Path) -> None:
     async def body(client: httpx.AsyncClient, app: FastAPI) -> None:
         def lose(*_: Any) -> Any:
-            raise engines.DeviceLost("gone")
+            raise DeviceLost("gone")
 
         object.__setattr__(app.state.service.engine.encode, "run", lose)
         answer = await client.post("/encode", json=PIXELS)

@@ -28,7 +28,7 @@ def test_defaults_are_those_of_the_contract() -> None:
     settings = load_settings({})
     assert (settings.model, settings.device, settings.precision) == ("mnist", "auto", "auto")
     assert (settings.host, settings.port) == ("127.0.0.1", 8000)
-    assert (settings.max_batch, settings.max_queue_items, settings.max_items) == (64, 4096, 1024)
+    assert (settings.max_batch, settings.max_queue_items, settings.max_items) == (0, 4096, 1024)
     assert (settings.max_body_bytes, settings.max_pixels) == (33_554_432, 25_000_000)
     assert (settings.deadline_s, settings.drain_s, settings.drain_delay_s) == (30.0, 25.0, 1.0)
     assert (settings.api_keys_file, settings.cors_origin_list) == (None, ())
@@ -61,11 +61,11 @@ def test_flag_that_is_no_setting_is_a_programming_error() -> None:
 
 
 def test_all_problems_are_reported_at_once_one_line_each() -> None:
-    lines = problems_of({"VAE_PORT": "abc", "VAE_DEVICE": "tpu", "VAE_DRAIN_S": "nan"}, max_batch=0)
+    lines = problems_of({"VAE_PORT": "abc", "VAE_DEVICE": "tpu", "VAE_DRAIN_S": "nan"}, max_batch=-1)
     assert lines == [
         "VAE_DEVICE: got 'tpu'; expected auto, cpu, cuda, cuda:N or mps",
         "VAE_PORT: got 'abc'; expected a whole number from 0 to 65535",
-        "--max-batch: got 0; expected a whole number from 1 to 4096",
+        "--max-batch: got -1; expected a whole number from 0 to 4096",
         "VAE_DRAIN_S: got 'nan'; expected seconds from 0 to 86400",
     ]
 
@@ -84,7 +84,7 @@ def test_all_problems_are_reported_at_once_one_line_each() -> None:
         ("VAE_PORT", "65536"),
         ("VAE_PORT", "80.5"),
         ("VAE_PORT", "9" * 5000),
-        ("VAE_MAX_BATCH", "0"),
+        ("VAE_MAX_BATCH", "-1"),
         ("VAE_MAX_QUEUE_ITEMS", "0"),
         ("VAE_MAX_ITEMS", "1e3"),
         ("VAE_MAX_BODY_BYTES", "32MB"),
