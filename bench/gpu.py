@@ -108,7 +108,7 @@ def engine_limit(settings: Settings, seconds: float) -> dict[str, Any]:
     x = digits(4096).astype(np.float32) / np.float32(255)
     z = np.random.default_rng(0).standard_normal((len(x), engine.latent_dim), np.float32)
     results: dict[str, Any] = {"device": engine.device, "precision": engine.precision}
-    for size in sorted({1, 64, settings.max_batch, 512}):
+    for size in sorted({1, 64, engine.max_batch, 512}):
         results[f"encode_{size}"] = rate(partial(engine.encode.run, x[:size]), size, seconds)
         results[f"decode_{size}"] = rate(partial(engine.decode.run, z[:size]), size, seconds)
     return results

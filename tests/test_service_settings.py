@@ -14,7 +14,7 @@ WRONG = {
     "VAE_DEVICE": "abacus",
     "VAE_PRECISION": "fp8",
     "VAE_PORT": "99999",
-    "VAE_MAX_BATCH": "0",
+    "VAE_MAX_BATCH": "-1",
     "VAE_MAX_QUEUE_ITEMS": "-1",
     "VAE_MAX_ITEMS": "some",
     "VAE_MAX_BODY_BYTES": "0",
