@@ -5,7 +5,9 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 
-router = APIRouter(tags=["health"])
+from app.direct import DirectRoute
+
+router = APIRouter(tags=["health"], route_class=DirectRoute)
 
 
 @router.get("/livez")

@@ -17,6 +17,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 
 from app import openapi, problems
+from app.direct import Direct
 from app.health import router as health
 from app.metrics import Metrics
 from app.middleware import Envelope
@@ -25,6 +26,7 @@ from app.service import Service
 from app.settings import Settings, load_settings, read_api_keys
 from app.version import VERSION
 
+PREFIXES = ("", "/v1")
 OWN_HEADERS = ("X-API-Key", "X-Request-ID", "X-Timeout-Ms")
 FRESH = {"Cache-Control": "no-cache"}
 STATIC = Path(__file__).parent / "static"
@@ -59,11 +61,12 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.state.service = service
     app.state.keys = read_api_keys(settings.api_keys_file) if settings.api_keys_file else ()
-    for prefix in ("", "/v1"):
+    for prefix in PREFIXES:
         app.include_router(router, prefix=prefix, include_in_schema=not prefix)
         app.include_router(health, prefix=prefix, include_in_schema=not prefix)
     _add_page(app)
     problems.install(app)
+    app.add_middleware(Direct, routers=(router, health), prefixes=PREFIXES)
     if settings.cors_origin_list:
         _allow_origins(app, settings)
     app.add_middleware(Envelope, service=service)

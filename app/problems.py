@@ -6,30 +6,29 @@ The framework's own error bodies never leave the service: they echo the input an
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
 
 import orjson
 from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from app.errors import (
-    BadRequest,
-    InternalError,
-    MethodNotAllowed,
-    NotFound,
-    ServiceError,
-    Unprocessable,
-)
+from app.errors import BadRequest, InternalError, MethodNotAllowed, NotFound, ServiceError
 
 log = logging.getLogger("vae")
 CLOSED = 499
-Handler = Callable[[Request, Exception], Awaitable[Response]]
 
 
 class Departed(Exception):
     """The caller closed the connection: nobody reads an answer, the metrics count it as 499."""
+
+
+def response_to(error: ServiceError | Departed, request_id: str) -> Response:
+    """Return the answer for an error that a route raised; one that is our fault is logged."""
+    if isinstance(error, Departed):
+        return Response(status_code=CLOSED)
+    if isinstance(error, InternalError):
+        log.error("%s", error, exc_info=error.__cause__)
+    return problem_response(error, request_id)
 
 
 def problem_response(error: ServiceError, request_id: str) -> Response:
@@ -40,26 +39,12 @@ def problem_response(error: ServiceError, request_id: str) -> Response:
 
 
 def install(app: FastAPI) -> None:
-    """Make ``app`` answer every error through :func:`problem_response`."""
-    app.add_exception_handler(ServiceError, _handler(lambda error: error))
-    app.add_exception_handler(HTTPException, _handler(_of_framework))
-    app.add_exception_handler(Departed, _unread)
-    app.add_exception_handler(RequestValidationError, _handler(_of_parameters))
+    """Make ``app`` answer the framework's own errors as all others."""
 
+    async def handle(request: Request, error: Exception) -> Response:
+        return response_to(_of_framework(error), request.scope["vae"].request_id)
 
-def _handler(translate: Callable[[Exception], Exception]) -> Handler:
-    async def handle(request: Request, raised: Exception) -> Response:
-        error = translate(raised)
-        assert isinstance(error, ServiceError)
-        if isinstance(error, InternalError):
-            log.error("%s", error, exc_info=error.__cause__)
-        return problem_response(error, request.scope["vae"].request_id)
-
-    return handle
-
-
-async def _unread(_request: Request, _raised: Exception) -> Response:
-    return Response(status_code=CLOSED)
+    app.add_exception_handler(HTTPException, handle)
 
 
 def _of_framework(error: Exception) -> ServiceError:
@@ -74,31 +59,3 @@ def _of_framework(error: Exception) -> ServiceError:
     if 400 <= error.status_code < 500:
         return BadRequest("the request could not be read")
     return InternalError("the service failed; this is a bug: report it with the request id")
-
-
-def _of_parameters(error: Exception) -> ServiceError:
-    """Translate wrong query parameters, in our words: neither input nor a library's text is passed on."""
-    assert isinstance(error, RequestValidationError)
-    found = error.errors()[:8]
-    entries = [(".".join(str(part) for part in item["loc"][:2]), _expected(item)) for item in found]
-    detail = "; ".join(f"{where.removeprefix('query.')} {message}" for where, message in entries)
-    ranges = all(item["type"].startswith(("greater", "less")) for item in found)
-    return Unprocessable(detail, code="out_of_range" if ranges else "invalid_field", errors=entries)
-
-
-def _expected(item: dict[str, object]) -> str:
-    context = item.get("ctx")
-    bounds = context if isinstance(context, dict) else {}
-    words = {
-        "int_parsing": "must be an integer",
-        "int_parsing_size": "is too large",
-        "int_from_float": "must be an integer",
-        "float_parsing": "must be a number",
-        "finite_number": "must be a finite number",
-        "greater_than_equal": f"must be at least {bounds.get('ge')}",
-        "less_than_equal": f"must be at most {bounds.get('le')}",
-        "literal_error": f"must be {bounds.get('expected')}",
-        "enum": f"must be {bounds.get('expected')}",
-        "missing": "is missing",
-    }
-    return words.get(str(item["type"]), "is not valid")

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 from fastapi import Request
-from fastapi.routing import APIRoute
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from app.auth import check_key
+from app.direct import DirectRoute, Handler
 from app.errors import ContentTooLarge, DeadlineExceeded, PreconditionFailed, Unprocessable
 from app.payloads import ImageBatch, parse_images
 from app.problems import Departed
@@ -30,7 +30,7 @@ MIN_DRAWS = 1024  # that every request may have, however small VAE_MAX_ITEMS is
 TIMEOUT_MS = re.compile(r"[0-9]{1,9}")
 
 
-class WorkRoute(APIRoute):
+class WorkRoute(DirectRoute):
     """A route that costs something: it asks for a key where keys are configured, and ends with its deadline.
 
     The deadline is ``VAE_DEADLINE_S`` or the caller's ``X-Timeout-Ms``, whichever is shorter. ``If-Model-Match`` is
@@ -38,9 +38,9 @@ class WorkRoute(APIRoute):
     nothing else.
     """
 
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """Return the handler, guarded and bounded in time."""
-        handler = super().get_route_handler()
+    def handler(self) -> Handler:
+        """Return the endpoint, guarded and bounded in time."""
+        handle = super().handler()
 
         async def timed(request: Request) -> Response:
             check_key(request)
@@ -48,7 +48,7 @@ class WorkRoute(APIRoute):
             check_model(request)
             try:
                 async with asyncio.timeout(seconds):
-                    return await handler(request)
+                    return await handle(request)
             except TimeoutError:
                 raise DeadlineExceeded(
                     f"no answer within {seconds:g} s (VAE_DEADLINE_S or X-Timeout-Ms); send less, or allow more time"
