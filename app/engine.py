@@ -25,6 +25,7 @@ from app.settings import Settings, SettingsError
 from model import checkpoint, gaussian
 from model.bf16 import in_bf16
 from model.elbo import importance_bound, importance_standard_error, log_likelihood_and_ratio
+from model.latent_map import LatentMap, MapError, load_map, map_path
 
 Array = NDArray[Any]
 log = logging.getLogger("vae")
@@ -51,6 +52,7 @@ class Engine:
         max_batch: rows of the largest batch.
         streams: batches that run at the same time.
         notes: what the checkpoint remembers beside its weights.
+        map: of the latent space; None where none lies beside the weights.
         encode: ``x (n, C, H, W)`` to ``mu, sigma``, ``(n, D)`` each, and the KL of each posterior in nats, ``(n,)``.
         decode: ``z (n, D)`` to mean images ``(n, C, H, W)`` in 0..1.
         draw: standard normal noise ``(n, D)`` to latents ``(n, D)`` of the prior and their mean images.
@@ -73,6 +75,7 @@ class Engine:
         self.image_shape, self.latent_dim = self.config.image_shape, self.config.latent_dim
         self.device, self.precision, self.path = str(self._device), precision, self._path.name
         self.parameters = self._vae.parameter_count()
+        self.map: LatentMap | None = None
         self.encode = Op("encode", self._runner(self._encode))
         self.decode = Op("decode", self._runner(self._decode))
         self.draw = Op("sample", self._runner(self._draw))
@@ -171,6 +174,7 @@ def load(settings: Settings) -> Engine:
         raise SettingsError(
             [f"VAE_MODEL: {path}: it remembers no scores of held-out images; run `vae evaluate {path}`"]
         )
+    engine.map = _map_beside(path, engine)
     engine.warm_up()
     return engine
 
@@ -261,6 +265,15 @@ def _in_force(path: Any, device: str, settings: Settings) -> Engine:
             raise SettingsError([f"VAE_MODEL: {text}; the file is damaged, or not of this release"])
         log.warning("VAE_PRECISION: %s", text)
     return engine
+
+
+def _map_beside(path: Any, engine: Engine) -> LatentMap | None:
+    """Return the map beside a checkpoint; one that cannot be used is as good as none, but for a warning."""
+    try:
+        return load_map(map_path(path), engine.digest, engine.latent_dim)
+    except MapError as error:
+        log.warning("ignored: %s; `vae evaluate` writes a new one", error)
+        return None
 
 
 def _tolerable(engine: Engine, times: float = 1) -> bool:

@@ -53,6 +53,7 @@ CODES: Final[dict[str, tuple[int, str]]] = {
     "malformed_multipart": (400, "The multipart body is broken or incomplete."),
     "unauthorized": (401, "A key is required, and the request has none or a wrong one."),
     "not_found": (404, "There is nothing at this path."),
+    "no_map": (404, "No map of the latent space lies beside the loaded weights."),
     "method_not_allowed": (405, "The path exists, but not with this method."),
     "not_acceptable": (406, "The route cannot write any type that Accept or format asks for."),
     "model_mismatch": (412, "If-Model-Match names other weights than those loaded."),

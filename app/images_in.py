@@ -8,7 +8,7 @@ import base64
 import binascii
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -53,13 +53,13 @@ class ImageBatch(ABC):
 class _Items(ImageBatch):
     """Image files (bytes, or base64 text) and nested lists of numbers, in any mixture."""
 
-    def __init__(self, items: Sequence[bytes | str | list[Any]], field: str) -> None:
-        self.count, self._items, self._field = len(items), items, field
+    def __init__(self, items: Sequence[bytes | str | list[Any]], field: str, names: Sequence[str] = ()) -> None:
+        self.count, self._items, self._field, self._names = len(items), items, field, names
 
     def decode(self, shape: Shape, *, max_pixels: int, resize: bool = True) -> NDArray[np.float32]:
         images = np.empty((self.count, *shape), np.float32)
         for i, item in enumerate(self._items):
-            place = _Place(i, self.count, self._field)
+            place = _Place(i, self.count, self._field, self._names)
             if isinstance(item, list):
                 images[i] = _read_nested(item, shape, place)
             else:
@@ -89,9 +89,9 @@ class _Array(ImageBatch):
 class _Place:
     """Where an item stands: for people (``image 3 of 5``) and for programs (``body.images.2``)."""
 
-    def __init__(self, index: int, count: int, field: str) -> None:
+    def __init__(self, index: int, count: int, field: str, names: Sequence[str] = ()) -> None:
         self.text = f"image {index + 1} of {count}" if count > 1 else "the image"
-        self.where = f"{field}.{index}" if field != "body" else field
+        self.where = f"{field}.{names[index] if names else index}" if names or field != "body" else field
 
 
 def parse_images(body: bytes, content_type: str | None, *, max_items: int = MAX_ROWS) -> ImageBatch:
@@ -121,6 +121,11 @@ def parse_images(body: bytes, content_type: str | None, *, max_items: int = MAX_
 def from_json(items: Sequence[Any], max_items: int = MAX_ROWS) -> ImageBatch:
     """Return the batch of the items of an ``images`` field; errors as for ``parse_images``."""
     return _counted(_Items(items, "body.images"), max_items)
+
+
+def from_fields(fields: Mapping[str, Any]) -> ImageBatch:
+    """Return the batch of a JSON body's own fields, each of which is one item; errors as for ``parse_images``."""
+    return _Items(list(fields.values()), "body", list(fields))
 
 
 def check_count(count: int, max_items: int, noun: str) -> None:

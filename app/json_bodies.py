@@ -23,12 +23,18 @@ MAX_FIELDS: Final = 64
 
 _FIELD: Final = re.compile(rb'"\s*:')
 _POSITION: Final = re.compile(r"line (\d+) column (\d+)")
-_TAGS: Final = frozenset({"file", "plane", "planes"})  # Pydantic puts the tag of an item into its path
+_TAGS: Final = frozenset({"file", "plane", "planes", "latent"})  # Pydantic puts the tag of an item into its path
 
 # Pydantic's type of error -> code, message; anything else is an invalid_field.
 _MEANINGS: Final = {
     "finite_number": ("not_finite", "is not a finite number"),
     "float_type": ("invalid_field", "is not a number"),
+    "int_type": ("invalid_field", "is not a whole number"),
+    "int_from_float": ("invalid_field", "is not a whole number"),
+    "int_parsing_size": ("out_of_range", "is beyond every range"),
+    "greater_than_equal": ("out_of_range", "is below {ge}"),
+    "less_than_equal": ("out_of_range", "is above {le}"),
+    "literal_error": ("invalid_field", "is not {expected}"),
     "list_type": ("invalid_field", "is not a list"),
     "string_type": ("invalid_field", "is not a string"),
     "model_type": ("invalid_field", "is not an object"),
@@ -103,4 +109,4 @@ def _meaning(item: Any) -> tuple[str, str]:
 def _where(item: Any) -> str:
     """Return a path such as ``body.z.0.3``, made of known names and indices only: an unknown one is left out."""
     path = item["loc"][:-1] if item["type"] == "extra_forbidden" else item["loc"]
-    return ".".join(["body", *(str(part) for i, part in enumerate(path) if not (i == 2 and part in _TAGS))])
+    return ".".join(["body", *(str(part) for i, part in enumerate(path) if not (i in (1, 2) and part in _TAGS))])

@@ -24,6 +24,7 @@ CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
 ROUTES: Final = (
     *("/encode", "/decode", "/sample", "/kl", "/score", "/reconstruct", "/model"),
+    *("/interpolate", "/traverse", "/map"),
     *("/livez", "/readyz", "/metrics", "/docs", "/openapi.json", "/static", "/"),
 )
 OPS: Final = ("encode", "decode", "sample", "score")

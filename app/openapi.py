@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from app.errors import CODES, TITLES
-from app.schemas import ImagesIn, KlIn, LatentsIn, Problem
+from app.schemas import ImagesIn, InterpolateIn, KlIn, LatentsIn, Problem, TraverseIn
 
 DESCRIPTION = """A trained variational autoencoder behind HTTP: encode images to (mu, sigma), decode latents, sample new
 images, compute KL divergence, score anomalies.
@@ -64,6 +64,8 @@ _FILES = {"image/png": BINARY, "image/jpeg": BINARY}
 IMAGES_IN = _body(_FILES, _FORM, _json(_inline(ImagesIn)), NPY, SAFETENSORS)
 LATENTS_IN = _body(_json(_inline(LatentsIn)), NPY, SAFETENSORS)
 KL_IN = _body(_json(_inline(KlIn)), _FILES, _FORM, NPY, SAFETENSORS)
+INTERPOLATE_IN = _body(_json(_inline(InterpolateIn)))
+TRAVERSE_IN = _body(_json(_inline(TraverseIn)))
 TENSORS_OUT: dict[int | str, dict[str, Any]] = {200: {"content": {**NPY, **SAFETENSORS}}}
 PICTURES_OUT: dict[int | str, dict[str, Any]] = {200: {"content": {**NPY, **SAFETENSORS, **PNG}}}
 FIELDS_OUT: dict[int | str, dict[str, Any]] = {200: {"content": {**SAFETENSORS}}}

@@ -48,8 +48,9 @@ def write_tensors(
     """Return the body of an answer.
 
     JSON has every tensor as nested lists, but for ``images``, of which each becomes base64 of a PNG file, and
-    then ``fields``. Safetensors has every tensor as float32. A .npy file has ``images``, or else ``mu`` and
-    ``sigma`` stacked to ``(2, N, D)``, as float32. PNG has ``images``: one alone, several as a contact sheet.
+    then ``fields``. Safetensors has every tensor as float32, whole numbers as int64. A .npy file has ``images``, or
+    else ``mu`` alone, or ``mu`` and ``sigma`` stacked to ``(2, N, D)``, as float32. PNG has ``images``: one alone,
+    several as a contact sheet.
 
     Args:
         form: format of the body.
@@ -69,9 +70,10 @@ def write_tensors(
     if form is Format.PNG:
         return write_png(tensors["images"], columns)
     if form is Format.NPY:
-        images = tensors.get("images")
-        return _npy(np.stack([tensors["mu"], tensors["sigma"]]) if images is None else images)
-    return safetensors.numpy.save({name: _float32(tensor) for name, tensor in tensors.items()})
+        if "images" in tensors:
+            return _npy(tensors["images"])
+        return _npy(np.stack([tensors["mu"], tensors["sigma"]]) if "sigma" in tensors else tensors["mu"])
+    return safetensors.numpy.save({name: _as_sent(tensor) for name, tensor in tensors.items()})
 
 
 def write_json(content: object) -> bytes:
@@ -112,6 +114,11 @@ def _npy(array: NDArray[Any]) -> bytes:
     file = BytesIO()
     np.lib.format.write_array(file, _float32(array), version=(1, 0), allow_pickle=False)
     return file.getvalue()
+
+
+def _as_sent(tensor: NDArray[Any]) -> NDArray[Any]:
+    """Return a tensor as safetensors has it."""
+    return _float32(tensor) if tensor.dtype.kind == "f" else np.ascontiguousarray(tensor, np.int64)
 
 
 def _float32(tensor: NDArray[Any]) -> NDArray[np.float32]:

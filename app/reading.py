@@ -185,9 +185,14 @@ async def images_of(request: Request, resize: str, draws: int = 1) -> AsyncItera
 
 
 @asynccontextmanager
-async def decoded(request: Request, batch: ImageBatch, size: int, resize: str) -> AsyncIterator[tuple[Call, Any]]:
-    """Make room for parsed images, then decode them; yields the call and ``x (N, C, H, W)`` float32 in 0..1."""
-    async with admitted(request, batch.count) as call:
+async def decoded(
+    request: Request, batch: ImageBatch, size: int, resize: str, items: int = 0
+) -> AsyncIterator[tuple[Call, Any]]:
+    """Make room for parsed images, then decode them; yields the call and ``x (N, C, H, W)`` float32 in 0..1.
+
+    ``size`` is that of the body in bytes; ``items`` is the room to make where more is asked for than there are images.
+    """
+    async with admitted(request, max(items, batch.count)) as call:
         limit = service_of(request).settings.max_pixels
 
         def decode() -> Any:

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Query, Request
 from starlette.responses import PlainTextResponse, Response
 
-from app import openapi, service
+from app import openapi, service, walks
 from app.divergences import Array, answer
 from app.negotiation import Format, choose_format
 from app.payloads import ImageBatch, read_kl, read_latents, write_json
@@ -27,8 +27,9 @@ from app.reading import (
     read_body,
     service_of,
 )
-from app.schemas import EncodeOut, ImagesOut, KlOut, ModelOut, SampleOut, ScoreOut
-from app.writing import matches, sample_tag, write
+from app.schemas import EncodeOut, ImagesOut, KlOut, MapOut, ModelOut, SampleOut, ScoreOut, TraversalOut, WalkOut
+from app.walks_in import read_interpolation, read_traversal
+from app.writing import map_tag, matches, sample_tag, write
 from model.gaussian import fresh_seed
 
 TENSORS = (Format.JSON, Format.NPY, Format.SAFETENSORS)
@@ -138,6 +139,50 @@ async def kl(request: Request, unit: Unit = "nats", resize: Resize = "auto", for
     scale = 1.0 if unit == "nats" else 1 / math.log(2)
     tensors = {"kl": total * scale} | ({} if parts is None else {"per_dimension": parts * scale})
     return await write(chosen, tensors, {"unit": unit})
+
+
+@router.post(
+    "/interpolate", response_model=WalkOut, openapi_extra=openapi.INTERPOLATE_IN, responses=openapi.PICTURES_OUT
+)
+async def interpolate(
+    request: Request, columns: Columns = None, resize: Resize = "auto", form: FormatName = None
+) -> Response:
+    """Walk from one latent or image to another and decode what lies between; a PNG has all steps in a row."""
+    chosen = choose_format(request.headers.get("accept"), form, PICTURES)
+    dim, body = service_of(request).engine.latent_dim, await read_body(request)
+    asked = await offload(request, len(body), read_interpolation, body, content_type(request), dim)
+    if isinstance(asked.ends, ImageBatch):
+        async with decoded(request, asked.ends, len(body), resize, asked.steps) as (call, x):
+            tensors = await walks.interpolate(call, asked, x)
+    else:
+        async with admitted(request, asked.steps) as call:
+            tensors = await walks.interpolate(call, asked)
+    return await write(chosen, tensors, columns=columns or asked.steps)
+
+
+@router.post(
+    "/traverse", response_model=TraversalOut, openapi_extra=openapi.TRAVERSE_IN, responses=openapi.PICTURES_OUT
+)
+async def traverse(request: Request, columns: Columns = None, form: FormatName = None) -> Response:
+    """Leave a latent along single dimensions and decode what is met; a PNG has a row for each dimension."""
+    chosen = choose_format(request.headers.get("accept"), form, PICTURES)
+    dim, body = service_of(request).engine.latent_dim, await read_body(request)
+    asked = await offload(request, len(body), read_traversal, body, content_type(request), dim)
+    async with admitted(request, asked.items) as call:
+        tensors = await walks.traverse(call, asked)
+    return await write(chosen, tensors, columns=columns or len(asked.values))
+
+
+@router.get("/map", response_model=MapOut, responses=openapi.TENSORS_OUT)
+async def latent_map(request: Request, form: FormatName = None) -> Response:
+    """Show where held-out images lie in latent space, with its principal axes and the KL of each dimension."""
+    chosen, engine = choose_format(request.headers.get("accept"), form, TENSORS), service_of(request).engine
+    tensors, facts = walks.map_of(engine)
+    tag = map_tag(engine, tensors | facts, chosen.value)
+    headers = {"ETag": tag, "Cache-Control": "no-cache"}
+    if matches(request.headers.get("if-none-match"), tag):
+        return Response(status_code=304, headers={"Vary": "Accept", **headers})
+    return await write(chosen, tensors, facts, headers)
 
 
 @router.get("/model", response_model=ModelOut)

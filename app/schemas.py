@@ -4,7 +4,7 @@ Bodies are read strictly: no unknown field, no number in a string, no NaN or inf
 answered is the business of ``app.json_bodies``; what numbers mean is not known here.
 """
 
-from typing import Annotated, Any, ClassVar, Final
+from typing import Annotated, Any, ClassVar, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
@@ -28,6 +28,11 @@ def _kind(item: object) -> str | None:
     return "planes" if isinstance(row, list) and row and isinstance(row[0], list) else "plane"
 
 
+def _end_kind(item: object) -> str | None:
+    """Return the tag of an end of an interpolation: as of an image, or ``latent`` for a list of no lists."""
+    return "latent" if isinstance(item, list) and not (item and isinstance(item[0], list)) else _kind(item)
+
+
 # Lists stop at their first error: a wrong body costs no more than a right one.
 Row = Annotated[list[float], Field(fail_fast=True, max_length=MAX_DIMENSIONS)]
 Rows = Annotated[list[Row], Field(fail_fast=True, max_length=MAX_ROWS)]
@@ -41,6 +46,16 @@ Item = Annotated[
     Annotated[str, Tag("file")] | Annotated[Plane, Tag("plane")] | Annotated[Planes, Tag("planes")],
     Discriminator(_kind),
 ]
+
+End = Annotated[
+    Annotated[str, Tag("file")]
+    | Annotated[Row, Tag("latent")]
+    | Annotated[Plane, Tag("plane")]
+    | Annotated[Planes, Tag("planes")],
+    Discriminator(_end_kind),
+]
+Steps = Annotated[int, Field(ge=2, le=64)]
+Dim = Annotated[int, Field(ge=0, lt=MAX_DIMENSIONS)]
 
 
 class Body(BaseModel):
@@ -69,6 +84,41 @@ class LatentsIn(Body):
     model_config = ConfigDict(json_schema_extra={"examples": [{"z": [[0.0, 1.5]]}]})
     form = '{"z": [[D numbers], …]}'
     z: Rows = Field(description="N rows of D numbers, D being the model's latent_dim.")
+
+
+class InterpolateIn(Body):
+    """Two latents or two images, and how to walk from one to the other."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"from": [0.0, 1.5], "to": [1.0, -0.5], "steps": 9, "path": "spherical"}]}
+    )
+    form = '{"from": END, "to": END, "steps": 2 to 64, "path": "linear" or "spherical"}, both END a latent or an image'
+    start: End = Field(
+        alias="from",
+        description="D numbers, or an image: base64 of a PNG or JPEG file, or nested lists of numbers in 0..1; of an "
+        "image, mu is taken.",
+    )
+    end: End = Field(alias="to", description="The other end, of the same kind.")
+    steps: Steps = Field(9, description="Latents on the way, both ends included.")
+    path: Literal["linear", "spherical"] = Field(
+        "linear", description="A straight line, or an arc around the origin (slerp)."
+    )
+
+
+class TraverseIn(Body):
+    """A latent, and the dimensions along which to leave it."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"z": [0.0, 1.5], "dims": [0, 1], "low": -3.0, "high": 3.0, "steps": 9}]}
+    )
+    form = '{"z": [D numbers], "dims": [indices] or null, "low": -3, "high": 3, "steps": 2 to 64}'
+    z: Row = Field(description="D numbers: what the other dimensions stay at.")
+    dims: Annotated[list[Dim], Field(fail_fast=True, max_length=MAX_DIMENSIONS)] | None = Field(
+        None, description="Indices from 0, one row of images each; null or none: all, ordered by KL, largest first."
+    )
+    low: float = Field(-3.0, description="First value of the dimension.")
+    high: float = Field(3.0, description="Last value, above low.")
+    steps: Steps = Field(9, description="Images in a row.")
 
 
 class Distribution(Body):
@@ -130,6 +180,36 @@ class SampleOut(BaseModel):
     images: list[str] = Field(description="N base64 strings of PNG files.")
     z: list[list[float]] = Field(description="(N, D) latents drawn from the prior.")
     seed: int = Field(description="Seed that draws the same images again.")
+
+
+class WalkOut(BaseModel):
+    """Images on the way from one latent to another."""
+
+    images: list[str] = Field(description="Base64 strings of PNG files, one for each step.")
+    z: list[list[float]] = Field(description="(steps, D) latents that they were decoded from.")
+
+
+class TraversalOut(BaseModel):
+    """Images in rows, one row for each dimension."""
+
+    images: list[str] = Field(description="Base64 strings of PNG files, row by row.")
+    z: list[list[float]] = Field(description="Latents that they were decoded from, in the same order.")
+    dims: list[int] = Field(description="The dimension of each row.")
+    values: list[float] = Field(description="What it is set to in each column.")
+
+
+class MapOut(BaseModel):
+    """Where held-out images lie in latent space, and which of its directions matter."""
+
+    mu: list[list[float]] = Field(description="(M, D) posterior means of at most 2,000 held-out images.")
+    labels: list[int] | None = Field(description="Class of each, from 0; null where the data have none.")
+    label_names: list[str] | None = Field(description="What the classes are called.")
+    mean: list[float] = Field(description="D means of mu, over all held-out images.")
+    axes: list[list[float]] = Field(description="(2, D) principal axes of mu, unit vectors, the wider first.")
+    variance: list[float] = Field(description="Variance of mu along each axis.")
+    kl_per_dimension: list[float] = Field(description="D mean divergences of the posteriors, nats.")
+    active_units: int = Field(description="Latents whose mu varies by more than 0.01.")
+    digest: str = Field(description="Of the weights, first 16 hex digits.")
 
 
 class KlOut(BaseModel):

@@ -64,6 +64,14 @@ def sample_tag(engine: Engine, *asked: object) -> str:
     return f'W/"{hashlib.sha256(what.encode()).hexdigest()[:32]}"'
 
 
+def map_tag(engine: Engine, content: Mapping[str, object], form: str) -> str:
+    """Return the strong entity tag of the map: its answer in one format has the same bytes every time."""
+    sha = hashlib.sha256(repr((engine.digest, form)).encode())
+    for name, part in content.items():
+        sha.update(name.encode() + (part.tobytes() if isinstance(part, np.ndarray) else repr(part).encode()))
+    return f'"{sha.hexdigest()[:32]}"'
+
+
 def matches(if_none_match: str | None, tag: str) -> bool:
     """Return whether ``If-None-Match`` lists ``tag``, by weak comparison (RFC 9110, section 13.1.2)."""
     listed = [item.strip().removeprefix("W/") for item in (if_none_match or "").split(",")]

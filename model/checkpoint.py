@@ -29,6 +29,7 @@ from model.vae import VAE, VAEConfig
 FORMAT = "vae-service/1"
 MAX_FILE_BYTES = 2**31
 WEIGHTS = Path(__file__).parent / "weights"
+MAP_SUFFIX = "-map.safetensors"  # of the file beside a checkpoint that shows its latent space; no checkpoint itself
 Arrays = dict[str, np.ndarray[Any, Any]]
 
 
@@ -91,7 +92,8 @@ def resolve(model: str) -> Path:
         return bundled
     if Path(model).is_file():
         return Path(model)
-    names = ", ".join(sorted(path.stem for path in WEIGHTS.glob("*.safetensors"))) or "none"
+    files = [path for path in WEIGHTS.glob("*.safetensors") if not path.name.endswith(MAP_SUFFIX)]
+    names = ", ".join(sorted(path.stem for path in files)) or "none"
     raise CheckpointError(f"{model}: no such file and no such bundled model (bundled: {names})")
 
 

@@ -51,6 +51,7 @@ class Dataset:
         test: held-out images, ``(M, C, H, W)``.
         train_labels: classes from 0, ``(N,)``; None where the data set has none.
         test_labels: classes of the held-out images, ``(M,)``.
+        label_names: what the classes are called; None where the data set has none.
         skipped: the files of a folder that could not be read, each with the reason.
         sizes: how many files of a folder have which size, such as ``{"640x480": 17}``.
     """
@@ -60,6 +61,7 @@ class Dataset:
     test: Images
     train_labels: Images | None = None
     test_labels: Images | None = None
+    label_names: tuple[str, ...] | None = None
     skipped: tuple[str, ...] = ()
     sizes: dict[str, int] = field(default_factory=dict)
 
@@ -82,12 +84,14 @@ class IdxSource:
         folder: where they lie in the data folder.
         mirrors: addresses that the file names are appended to.
         md5: of the unpacked bytes, in the order of ``FILES``.
+        classes: what the labels stand for, where they have names.
     """
 
     title: str
     folder: str
     mirrors: tuple[str, ...]
     md5: tuple[str, str, str, str]
+    classes: tuple[str, ...] | None = None
 
 
 FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
@@ -102,6 +106,7 @@ SOURCES = {
             "2646ac647ad5339dbf082846283269ea",
             "27ae3e4e09519cfbb04c329615203637",
         ),
+        tuple("0123456789"),
     ),
     "fashion-mnist": IdxSource(
         "Fashion-MNIST",
@@ -116,6 +121,7 @@ SOURCES = {
             "8181f5470baa50b63fa0f6fddb340f0a",
             "15d484375f8d13e6eb1aabb0c3f46965",
         ),
+        ("T-shirt", "trousers", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"),
     ),
 }
 
@@ -155,7 +161,7 @@ def load_idx(source: IdxSource, data_dir: Path) -> Dataset:
     found = [_find(source, name, md5, data_dir) for name, md5 in zip(FILES, source.md5, strict=True)]
     arrays = [parse_idx(data) for data in found]
     train, test = (array[:, None] for array in arrays[::2])  # (N, H, W) -> (N, 1, H, W)
-    return Dataset(source.title, train, test, arrays[1], arrays[3])
+    return Dataset(source.title, train, test, arrays[1], arrays[3], source.classes)
 
 
 def parse_idx(data: bytes) -> Images:

@@ -27,6 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from model import checkpoint, data
 from model.card import write_card
 from model.gaussian import kl_to_standard_normal
+from model.latent_map import ACTIVE, write_map
 from model.pictures import save_pictures
 from model.pixels import to_unit
 from model.probe import linear_probe
@@ -36,7 +37,6 @@ from model.vae import VAE
 SEED = 20_200_522
 HELD_OUT_DRAWS = 16
 PICTURED = 32
-ACTIVE = 0.01  # variance of mu over images above which a latent counts as active (Burda et al. 2016)
 
 
 @dataclass(frozen=True)
@@ -134,6 +134,7 @@ def record(path: Path, loaded: checkpoint.Checkpoint, dataset: data.Dataset, met
     checkpoint.write_atomically(path.with_suffix(".json"), json.dumps(metrics, indent=2).encode() + b"\n")
     pictured = dataset.test[_some(len(dataset.test), PICTURED, metrics["seed"])]
     save_pictures(loaded.vae, torch.from_numpy(to_unit(pictured)), path.parent, f"{path.stem}-")
+    write_map(path, dataset)
     write_card(path, loaded.vae.config, notes, loaded.digest)
 
 

@@ -28,6 +28,7 @@ from model import checkpoint, data
 from model.batches import VALIDATION_SEED, Batches
 from model.elbo import elbo_terms
 from model.golden import with_golden
+from model.latent_map import write_map
 from model.optimize import (
     DivergedError,
     MovingAverage,
@@ -286,6 +287,7 @@ def main(preset: str, out: Path | None, data_dir: Path | None, resume: bool, **f
     if training.stopped_by:
         click.echo(f"stopped by {training.stopped_by}; go on with --resume", err=True)
         raise SystemExit(STOPPED)
+    write_map(folder / "best.safetensors", dataset)
     click.echo(folder / "best.safetensors")
 
 

@@ -28,8 +28,8 @@ LEAKS = re.compile(
     r"orjson|libpng|libjpeg|Pillow|PIL\b|UnidentifiedImage|_io\.|errno",
 )
 DOCS = Path(__file__).resolve().parent.parent / "docs" / "api.md"
-POST_ROUTES = ("/encode", "/decode", "/kl", "/score", "/reconstruct")
-GET_ROUTES = ("/sample", "/model", "/livez", "/readyz", "/metrics", "/docs", "/openapi.json")
+POST_ROUTES = ("/encode", "/decode", "/kl", "/score", "/reconstruct", "/interpolate", "/traverse")
+GET_ROUTES = ("/sample", "/model", "/map", "/livez", "/readyz", "/metrics", "/docs", "/openapi.json")
 INPUT_TYPES = (
     "image/png",
     "image/jpeg",
