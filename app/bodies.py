@@ -5,6 +5,7 @@ A ``Body`` is what httpx takes; nothing is checked that the server checks better
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -91,6 +92,22 @@ def npy_body(array: NDArray[Any]) -> Body:
     file = BytesIO()
     np.save(file, np.ascontiguousarray(array, array.dtype.newbyteorder("=")), allow_pickle=False)
     return Body(NPY, file.getvalue())
+
+
+def walk_end(end: ArrayLike | ImageFile) -> str | list[Any]:
+    """Return one end of an interpolation as JSON has it: D numbers, base64 of an image file, or pixels in 0..1.
+
+    An array of one axis, or of a single row, is a latent.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    if _is_file(end):
+        return base64.b64encode(_file_bytes(end)).decode()
+    array: NDArray[Any] = np.asarray(end)
+    if array.ndim == 1 or (array.ndim == 2 and len(array) == 1):
+        return list(array.ravel().tolist())
+    return list((array / 255 if array.dtype == np.uint8 else array).tolist())
 
 
 def json_body(value: object) -> Body:

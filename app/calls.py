@@ -1,4 +1,4 @@
-"""What the service is asked and what it answers: every request described once, without a connection.
+"""What the service is asked: every request described once, without a connection.
 
 A ``Call`` is a request together with the function that reads its answer; ``Client`` and ``AsyncClient`` differ in
 how they send it and in nothing else. What the numbers mean is known to the server alone: it does the checking.
@@ -6,75 +6,50 @@ how they send it and in nothing else. What the numbers mean is known to the serv
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, Literal, NamedTuple, TypeAlias, TypeVar
+from typing import Any, Generic, Literal, TypeAlias, TypeVar
 
 import httpx
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from safetensors import SafetensorError
-from safetensors.numpy import load as read_tensors
 
-from app.bodies import Body, Images, images_body, json_body, latents_body
+from app.answers import (
+    Array,
+    Divergence,
+    LatentMap,
+    Picture,
+    Posterior,
+    Samples,
+    Scores,
+    Traversal,
+    Walk,
+    read_divergence,
+    read_images,
+    read_map,
+    read_object,
+    read_picture,
+    read_posterior,
+    read_samples,
+    read_scores,
+    read_traversal,
+    read_walk,
+)
+from app.bodies import Body, ImageFile, Images, images_body, json_body, latents_body, walk_end
 from app.errors import ServiceError, Unavailable, from_problem
 from app.negotiation import JSON, PNG, SAFETENSORS
 
 T = TypeVar("T")
-Array = NDArray[Any]
 Unit: TypeAlias = Literal["nats", "bits"]
 Resize: TypeAlias = Literal["auto", "never"]
+Path: TypeAlias = Literal["linear", "spherical"]
 
 
 class NoAnswer(Unavailable):
     """No usable answer came: no connection, a lost one, nothing in time, or something that is no vae-service."""
 
     code = "no_answer"
-
-
-class Posterior(NamedTuple):
-    """The posterior ``q(z|x)`` of each image, float32."""
-
-    mu: Array  # (N, D): the latents
-    sigma: Array  # (N, D)
-    z: Array | None  # (N, S, D): draws, where some were asked for
-    seed: int | None  # of the draws
-
-
-class Samples(NamedTuple):
-    """New images and the latents that they were decoded from, float32."""
-
-    images: Array  # (N, C, H, W) in 0..1
-    z: Array  # (N, D)
-    seed: int
-
-
-class Divergence(NamedTuple):
-    """KL divergence of each item, float64."""
-
-    kl: Array  # (N,); N = 1 for two distributions
-    per_dimension: Array | None  # (N, D), where both sides are diagonal
-    unit: str  # nats or bits
-
-
-class Scores(NamedTuple):
-    """How well the model explains each image, ``(N,)`` float32 each; nats but for the last two arrays."""
-
-    elbo: Array
-    reconstruction: Array
-    kl: Array
-    log_likelihood: Array
-    standard_error: Array  # of log_likelihood
-    bits_per_dim: Array
-    percentile: Array  # of elbo among held-out images, 0..100; 0: stranger than all of them
-    seed: int
-
-
-class Picture(NamedTuple):
-    """Images drawn by the server: one as it is, several as a contact sheet."""
-
-    png: bytes
-    seed: int | None  # of a sample
 
 
 def _fail(error: ServiceError) -> Any:
@@ -131,7 +106,7 @@ class Call(Generic[T]):
     def as_png(self, columns: int | None = None) -> Call[Picture]:
         """Return the same question with the images of the answer drawn by the server, ``columns`` in a row."""
         params = {**self.params, "columns": columns}
-        return Call(self.method, self.path, _read_picture, PNG, params, self.body)
+        return Call(self.method, self.path, read_picture, PNG, params, self.body)
 
 
 def encode(images: Images, draws: int = 0, seed: int | None = None, *, resize: Resize = "auto") -> Call[Posterior]:
@@ -144,12 +119,12 @@ def encode(images: Images, draws: int = 0, seed: int | None = None, *, resize: R
         resize: ``never`` refuses image files of another size than the model's.
     """
     params = {"draws": draws or None, "seed": seed, "resize": resize}
-    return Call("POST", "/encode", _read_posterior, SAFETENSORS, params, images_body(images))
+    return Call("POST", "/encode", read_posterior, SAFETENSORS, params, images_body(images))
 
 
 def decode(z: ArrayLike) -> Call[Array]:
     """Decode latents ``(N, D)`` or ``(D,)`` to the mean images of ``p(x|z)``: float32 ``(N, C, H, W)`` in 0..1."""
-    return Call("POST", "/decode", _read_images, SAFETENSORS, body=latents_body(z))
+    return Call("POST", "/decode", read_images, SAFETENSORS, body=latents_body(z))
 
 
 def sample(n: int, seed: int | None = None, temperature: float = 1.0) -> Call[Samples]:
@@ -161,18 +136,18 @@ def sample(n: int, seed: int | None = None, temperature: float = 1.0) -> Call[Sa
         temperature: scale of the prior's noise, 0..2.
     """
     params = {"n": n, "seed": seed, "temperature": temperature}
-    return Call("GET", "/sample", _read_samples, SAFETENSORS, params)
+    return Call("GET", "/sample", read_samples, SAFETENSORS, params)
 
 
 def reconstruct(images: Images, *, resize: Resize = "auto") -> Call[Array]:
     """Return what the model keeps of images, ``decode(mu)``: float32 ``(N, C, H, W)`` in 0..1."""
-    return Call("POST", "/reconstruct", _read_images, SAFETENSORS, {"resize": resize}, images_body(images))
+    return Call("POST", "/reconstruct", read_images, SAFETENSORS, {"resize": resize}, images_body(images))
 
 
 def score(images: Images, samples: int = 64, seed: int | None = None, *, resize: Resize = "auto") -> Call[Scores]:
     """Score images: ELBO, log-likelihood by ``samples`` draws each, and the percentile that an alarm reads."""
     params = {"samples": samples, "seed": seed, "resize": resize}
-    return Call("POST", "/score", _read_scores, SAFETENSORS, params, images_body(images))
+    return Call("POST", "/score", read_scores, SAFETENSORS, params, images_body(images))
 
 
 def kl_images(images: Images, unit: Unit = "nats", *, resize: Resize = "auto") -> Call[Divergence]:
@@ -201,9 +176,51 @@ def kl_discrete(p: ArrayLike, q: ArrayLike, unit: Unit = "nats") -> Call[Diverge
     return _kl(json_body({"p": {"probs": p}, "q": {"probs": q}}), unit)
 
 
+def interpolate(
+    start: ArrayLike | ImageFile,
+    end: ArrayLike | ImageFile,
+    steps: int = 9,
+    path: Path = "linear",
+    *,
+    resize: Resize = "auto",
+) -> Call[Walk]:
+    """Walk from one latent or image to another, and decode what lies between.
+
+    Args:
+        start: a latent ``(D,)`` or ``(1, D)``, or one image: a file, or an array of the model's shape.
+        end: of the same kind.
+        steps: latents on the way, both ends included, 2..64.
+        path: a straight line, or an arc around the origin.
+        resize: ``never`` refuses image files of another size than the model's.
+    """
+    body = json_body({"from": walk_end(start), "to": walk_end(end), "steps": steps, "path": path})
+    return Call("POST", "/interpolate", read_walk, SAFETENSORS, {"resize": resize}, body)
+
+
+def traverse(
+    z: ArrayLike, dims: Sequence[int] | None = None, low: float = -3.0, high: float = 3.0, steps: int = 9
+) -> Call[Traversal]:
+    """Leave a latent along single dimensions, and decode what is met.
+
+    Args:
+        z: ``(D,)`` or ``(1, D)``.
+        dims: which, from 0; without them all, those of most KL first.
+        low: first value of the dimension.
+        high: last value.
+        steps: values in between, both included, 2..64.
+    """
+    asked = {"z": np.ravel(z), "dims": dims, "low": low, "high": high, "steps": steps}
+    return Call("POST", "/traverse", read_traversal, SAFETENSORS, body=json_body(asked))
+
+
+def latent_map() -> Call[LatentMap]:
+    """Return where held-out images lie in latent space, its principal axes and the KL of each dimension."""
+    return Call("GET", "/map", read_map)
+
+
 def model() -> Call[dict[str, Any]]:
     """Return what is loaded: shape, latents, digest, device, measured metrics, limits."""
-    return Call("GET", "/model", _read_object)
+    return Call("GET", "/model", read_object)
 
 
 def ready() -> Call[bool]:
@@ -213,58 +230,13 @@ def ready() -> Call[bool]:
 
 def _kl(body: Body, unit: Unit, resize: Resize | None = None) -> Call[Divergence]:
     # JSON, since tensors would round the float64 of the answer to float32.
-    return Call("POST", "/kl", _read_divergence, JSON, {"unit": unit, "resize": resize}, body)
-
-
-def _read_posterior(response: httpx.Response) -> Posterior:
-    tensors = read_tensors(response.content)
-    return Posterior(tensors["mu"], tensors["sigma"], tensors.get("z"), _seed(response))
-
-
-def _read_images(response: httpx.Response) -> Array:
-    return read_tensors(response.content)["images"]
-
-
-def _read_samples(response: httpx.Response) -> Samples:
-    tensors = read_tensors(response.content)
-    return Samples(tensors["images"], tensors["z"], int(response.headers["X-Seed"]))
-
-
-def _read_scores(response: httpx.Response) -> Scores:
-    tensors = read_tensors(response.content)
-    arrays = {name: tensors[name] for name in Scores._fields if name != "seed"}
-    return Scores(**arrays, seed=int(response.headers["X-Seed"]))
-
-
-def _read_divergence(response: httpx.Response) -> Divergence:
-    body = _read_object(response)
-    rows = body.get("per_dimension")
-    per_dimension = None if rows is None else np.array(rows, np.float64)
-    return Divergence(np.array(body["kl"], np.float64), per_dimension, str(body["unit"]))
-
-
-def _read_object(response: httpx.Response) -> dict[str, Any]:
-    body = response.json()
-    if not isinstance(body, dict):
-        raise TypeError("not a JSON object")
-    return body
-
-
-def _read_picture(response: httpx.Response) -> Picture:
-    if not response.content.startswith(b"\x89PNG"):
-        raise ValueError("not a PNG")
-    return Picture(response.content, _seed(response))
-
-
-def _seed(response: httpx.Response) -> int | None:
-    seed = response.headers.get("X-Seed")
-    return None if seed is None else int(seed)
+    return Call("POST", "/kl", read_divergence, JSON, {"unit": unit, "resize": resize}, body)
 
 
 def _error_of(response: httpx.Response) -> ServiceError:
     """Return the error that a response stands for; a proxy in between may have written it."""
     try:
-        body = _read_object(response)
+        body = read_object(response)
     except (ValueError, TypeError):
         body = {"detail": f"{response.url} answered {response.status_code} {response.reason_phrase}".rstrip()}
     error = from_problem(response.status_code, body, response.headers)

@@ -19,7 +19,8 @@ from typing import Any, Final, Generic, ParamSpec, TypeVar, overload
 import httpx
 
 from app import calls
-from app.calls import Call, Divergence, NoAnswer, Picture, Posterior, Samples, Scores
+from app.answers import Divergence, LatentMap, Picture, Posterior, Samples, Scores, Traversal, Walk
+from app.calls import Call, NoAnswer
 from app.errors import ServiceError
 
 __all__ = [
@@ -27,12 +28,15 @@ __all__ = [
     "Call",
     "Client",
     "Divergence",
+    "LatentMap",
     "NoAnswer",
     "Picture",
     "Posterior",
     "Samples",
     "Scores",
     "ServiceError",
+    "Traversal",
+    "Walk",
 ]
 
 P = ParamSpec("P")
@@ -81,6 +85,9 @@ class _Methods:
     kl_posterior = _Method(calls.kl_posterior)
     kl_gaussians = _Method(calls.kl_gaussians)
     kl_discrete = _Method(calls.kl_discrete)
+    interpolate = _Method(calls.interpolate)
+    traverse = _Method(calls.traverse)
+    map = _Method(calls.latent_map)
     model = _Method(calls.model)
     ready = _Method(calls.ready)
 

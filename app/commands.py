@@ -16,7 +16,7 @@ import click
 import numpy as np
 
 from app import calls
-from app.calls import Divergence, Scores
+from app.answers import Divergence, Scores
 from app.client import DEFAULT_URL, Client
 from app.errors import ServiceError
 from app.results import flat, joined, plain, read_latents, save, say, say_written

@@ -104,6 +104,43 @@ def test_scores_add_up_and_percentiles_follow_the_elbo(client: Client, strokes: 
     assert ((scores.percentile >= 0) & (scores.percentile <= 100)).all()
 
 
+def test_walks_between_latents_and_between_images_are_the_same(client: Client, strokes: np.ndarray) -> None:
+    mu = client.encode(strokes[:2]).mu
+    by_latents = client.interpolate(mu[0], mu[1:], steps=5, path="spherical")
+    assert by_latents.images.shape == (5, 1, 28, 28)
+    files = [png(one) for one in strokes[:2]]
+    for start, end in (strokes[:2], strokes[:2, None] / np.float32(255), files, (strokes[0], files[1])):
+        walk = client.interpolate(start, end, steps=5, path="spherical")
+        np.testing.assert_allclose(walk.z, by_latents.z, atol=1e-6)
+    picture = client.send(Client.interpolate(mu[0], mu[1], steps=4).as_png())
+    assert Image.open(io.BytesIO(picture.png)).size == (4 * 28, 28)
+    with pytest.raises(errors.Unprocessable):
+        client.interpolate(mu[0], files[0])
+
+
+def test_a_traversal_has_rows_of_images_and_the_map_says_which_come_first(client: Client) -> None:
+    found = client.map()
+    z = client.sample(1, seed=1).z
+    around = client.traverse(z, steps=3)
+    assert around.images.shape == (z.shape[1], 3, 1, 28, 28)
+    assert (np.diff(found.kl_per_dimension[around.dims]) <= 0).all()
+    some = client.traverse(z[0], [2, 5], low=-1, high=1, steps=2)
+    assert some.dims.tolist() == [2, 5]
+    assert some.values.tolist() == [-1, 1]
+    assert some.z[1, :, 5].tolist() == [-1, 1]
+    np.testing.assert_array_equal(some.z[0, 0, 3:], z[0, 3:])
+
+
+def test_the_map_has_a_labeled_point_for_each_held_out_image(client: Client) -> None:
+    found = client.map()
+    assert found.labels is not None
+    assert found.label_names is not None
+    assert found.mu.shape == (len(found.labels), len(found.mean))
+    assert found.axes.shape == (2, len(found.mean))
+    assert found.digest == client.model()["digest"]
+    assert found.active_units <= len(found.mean)
+
+
 def test_refusals_of_the_server_are_its_own_errors(client: Client, server: Server) -> None:
     with pytest.raises(errors.Unprocessable) as caught:
         client.decode([[1.0, 2.0, 3.0]])
