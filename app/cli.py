@@ -13,19 +13,25 @@ import click
 
 from app.version import VERSION
 
-# name -> module:command, and what --help says of it
-COMMANDS: Final = {
-    "serve": ("app.serve:serve", "Run the service."),
-    "train": ("model.train:main", "Train a model that `vae serve` loads."),
-    "evaluate": ("model.evaluate:main", "Score a checkpoint on held-out images."),
-    "encode": ("app.commands:encode", "Images to latents."),
-    "decode": ("app.commands:decode", "Latents to images."),
-    "sample": ("app.commands:sample", "New images from the prior."),
-    "reconstruct": ("app.commands:reconstruct", "What the model keeps of images."),
-    "kl": ("app.commands:kl", "KL divergence of images or of distributions."),
-    "score": ("app.commands:score", "Rank images, anomalies first."),
-    "model": ("app.commands:model", "What a server has loaded."),
+# heading of --help -> name -> module:command, and what --help says of it
+SECTIONS: Final = {
+    "Run and train": {
+        "serve": ("app.serve:serve", "Run the service."),
+        "train": ("model.train:main", "Train a model that `vae serve` loads."),
+        "evaluate": ("model.evaluate:main", "Score a checkpoint on held-out images."),
+    },
+    "Ask a running server": {
+        "encode": ("app.commands:encode", "Images to latents: one photo, or a folder of any size."),
+        "decode": ("app.commands:decode", "Latents to images."),
+        "sample": ("app.commands:sample", "New images from the prior."),
+        "interpolate": ("app.commands:interpolate", "What lies between two images."),
+        "reconstruct": ("app.commands:reconstruct", "What the model keeps of images."),
+        "score": ("app.commands:score", "Rank images, anomalies first."),
+        "kl": ("app.commands:kl", "KL divergence of images or of distributions."),
+        "model": ("app.commands:model", "What the server has loaded."),
+    },
 }
+COMMANDS: Final = {name: entry for section in SECTIONS.values() for name, entry in section.items()}
 
 
 class Deferred(click.Command):
@@ -49,15 +55,21 @@ class Deferred(click.Command):
         return self.load().make_context(info_name, args, parent, **extra)
 
 
-class _InOrder(click.Group):
-    """A group that lists its commands in the order in which they were added."""
+class _InSections(click.Group):
+    """A group that lists its commands under headings, in the order in which they stand there."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(self.commands)
+        return list(COMMANDS)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        widest = max(map(len, COMMANDS))
+        for heading, commands in SECTIONS.items():
+            with formatter.section(heading):
+                formatter.write_dl([(name.ljust(widest), text) for name, (_, text) in commands.items()])
 
 
 @click.group(
-    cls=_InOrder,
+    cls=_InSections,
     commands=[Deferred(name, target, text) for name, (target, text) in COMMANDS.items()],
     context_settings={"max_content_width": 110, "show_default": True},
 )
@@ -65,7 +77,16 @@ class _InOrder(click.Group):
 def main() -> None:
     """A variational autoencoder as a service: serve, train, and ask a running server.
 
-    The commands from encode to model ask the server at --url (or VAE_URL) and need no GPU and no torch.
+    \b
+    Try it:
+      vae serve                                        in one terminal
+      vae sample --n 64 --seed 7 --out s.png           in another one: 64 new images
+      vae encode photo.png                             an image as a few numbers, its latents
+      vae encode folder/ --out latents.safetensors     any number of images
+      vae score folder/ --worst 10                     the images that fit the others least
+
+    The commands that ask a server find it at --url (or VAE_URL) and need no GPU and no torch. Every command has a
+    --help of its own.
     """
 
 

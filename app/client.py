@@ -120,6 +120,17 @@ class Client(_Methods):
         """
         self._http = httpx.Client(**_options(url, api_key, digest, timeout), transport=transport)
         self._retries = retries
+        carrier: Any = transport  # some carry requests of both kinds
+        shared = carrier if isinstance(carrier, httpx.AsyncBaseTransport) else None
+        self._made_of: dict[str, Any] = {"url": url, "api_key": api_key, "timeout": timeout, "transport": shared}
+
+    def to_async(self, digest: str | None = None) -> AsyncClient:
+        """Return an ``AsyncClient`` of the same server, key, timeout and retries.
+
+        Args:
+            digest: of the weights that must be loaded while it is used.
+        """
+        return AsyncClient(**self._made_of, digest=digest, retries=self._retries)
 
     def send(self, call: Call[T]) -> T:
         """Send a call and return its result, waiting and asking again where the server asks for it.

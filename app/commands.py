@@ -1,4 +1,4 @@
-"""The commands of ``vae`` that ask a running server: encode, decode, sample, reconstruct, kl, score, model.
+"""The commands of ``vae`` that ask a running server: encode, decode, sample, reconstruct, kl, score, ...
 
 Results go to stdout, as a table or, with ``--json``, as one line of JSON; everything else goes to stderr. Computes
 nothing and draws nothing: the server does.
@@ -6,9 +6,8 @@ nothing and draws nothing: the server does.
 
 from __future__ import annotations
 
-import functools
-import json
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,114 +15,51 @@ import click
 import numpy as np
 
 from app import calls
-from app.answers import Divergence, Scores
-from app.client import DEFAULT_URL, Client
-from app.errors import ServiceError
-from app.results import flat, joined, plain, read_latents, save, say, say_written
-from app.uploads import Upload, image_files
+from app.answers import Divergence, Posterior, Scores
+from app.asking import (
+    EXIT_OCCUPIED,
+    Sending,
+    asks_server,
+    columns_option,
+    fail,
+    files_argument,
+    json_option,
+    out_option,
+)
+from app.client import Client
+from app.latent_file import LatentFile, OtherLatents
+from app.results import flat, joined, plain, read_latents, save, save_picture, say, say_written
 
-EXIT_REFUSED: Final = 1
-EXIT_UNAVAILABLE: Final = 69  # EX_UNAVAILABLE of sysexits.h
-UNAVAILABLE: Final = frozenset({429, 502, 503, 504})  # the same command may succeed later
-RETRIES: Final = 5
 SHOWN: Final = 6  # latents in a table
 MEASURES: Final = tuple(name for name in Scores._fields if name != "seed")
-
-Function = Callable[..., None]
-
-
-def _server_options() -> list[click.Parameter]:
-    key = "Key of the server. Other users of the machine can see a flag; they cannot see the variable."
-    return [
-        click.Option(["--url"], envvar="VAE_URL", show_envvar=True, default=DEFAULT_URL, help="URL of the server."),
-        click.Option(["--api-key"], envvar="VAE_API_KEY", show_envvar=True, help=key),
-        click.Option(["--timeout"], default=60.0, help="Longest wait for an answer, in seconds."),
-        click.Option(["--json", "as_json"], is_flag=True, help="Print one line of JSON."),
-    ]
-
-
-def asks_server(function: Function) -> click.Command:
-    """Make a command of a function: it gets a ``Client``, and what that raises becomes a line and an exit status."""
-
-    @functools.wraps(function)
-    def run(url: str, api_key: str | None, timeout: float, **rest: Any) -> None:
-        try:
-            client = Client(url, api_key=api_key or None, timeout=timeout, retries=RETRIES)
-        except ValueError as error:
-            raise click.UsageError(str(error)) from error
-        try:
-            with client:
-                function(client, **rest)
-        except ServiceError as error:
-            request = f", request {error.request_id}" if error.request_id else ""
-            click.echo(f"Error: {error.detail} ({error.code}{request})", err=True)
-            raise SystemExit(EXIT_UNAVAILABLE if error.status in UNAVAILABLE else EXIT_REFUSED) from error
-        except OSError as error:
-            if error.filename is None:  # a closed pipe, for example: click knows what to do
-                raise
-            raise click.ClickException(f"cannot write '{error.filename}': {error.strerror}") from error
-
-    command = click.command(function.__name__)(run)
-    command.params += _server_options()
-    return command
-
-
-def json_option(name: str, text: str) -> Callable[[Function], Function]:
-    """Return an option that takes JSON, or ``@FILE`` for the JSON in a file."""
-
-    def parse(ctx: click.Context, param: click.Parameter, value: str | None) -> Any:
-        try:
-            return value and json.loads(Path(value[1:]).read_bytes() if value.startswith("@") else value)
-        except (OSError, ValueError) as error:
-            raise click.BadParameter(f"got '{value}', which is not JSON ({error}); give JSON, or @FILE") from error
-
-    return click.option(name, metavar="JSON", default=None, callback=parse, help=text)
-
-
-def out_option(*suffixes: str, required: bool = True) -> Callable[[Function], Function]:
-    """Return the option ``--out``: a file with one of these suffixes, in a folder that exists."""
-    kinds = ", ".join(suffixes)
-
-    def check(ctx: click.Context, param: click.Parameter, path: Path | None) -> Path | None:
-        if path is not None and path.suffix not in suffixes:
-            raise click.BadParameter(f"the name '{path}' must end in one of {kinds}")
-        if path is not None and not path.parent.is_dir():
-            raise click.BadParameter(f"there is no folder '{path.parent}'")
-        return path
-
-    kind = click.Path(path_type=Path, dir_okay=False, writable=True)
-    return click.option("--out", type=kind, required=required, callback=check, help=f"File to write: {kinds}.")
-
-
-def files_argument(required: bool = True) -> Callable[[Function], Function]:
-    """Return the argument ``FILES``: image files and folders of them."""
-    return click.argument("files", nargs=-1, required=required, type=click.Path(exists=True, path_type=Path))
-
-
-columns_option: Final = click.option("--columns", type=int, default=None, help="Images in a row of a picture.")
 
 
 @asks_server
 @files_argument()
 @out_option(".safetensors", ".npy", ".json", required=False)
-def encode(client: Client, as_json: bool, files: Sequence[Path], out: Path | None) -> None:
-    """Encode image files to latents.
+@click.option("--restart", is_flag=True, help="Begin anew, where an interrupted run left latents behind.")
+def encode(client: Client, as_json: bool, files: Sequence[Path], out: Path | None, restart: bool) -> None:
+    """Encode image files to latents: a table, or with --out a file, of any number of images.
 
-    A folder stands for the PNG and JPEG files in it. A .npy file holds mu alone, (N, D); the others hold mu, sigma
-    and the names of the files.
+    A folder stands for the PNG and JPEG files in it, at any depth. A .npy file holds mu alone, (N, D), and the names
+    of its rows lie beside it; the others hold mu, sigma and the names. After an interruption the same command goes
+    on where it stopped.
+
+    \b
+    Examples:
+      vae encode photo.png
+      vae encode folder/ --out latents.safetensors
     """
-    upload = _upload(client, files)
-    if posteriors := list(upload.send(client.encode)):
+    sending = Sending(client, files)
+    if out:
+        _encode_to(out, sending, files, restart, as_json)
+    elif posteriors := sending.results(calls.encode):
         tensors = joined(posteriors, "mu", "sigma")
-        mu, names = tensors["mu"], upload.names
-        if out:
-            save(out, tensors, names)
-            say_written(as_json, out, len(mu), "latents")
-        else:
-            rows = [[*row[:SHOWN], name] for row, name in zip(mu, names, strict=True)]
-            header = [*(f"mu {i}" for i in range(min(SHOWN, mu.shape[1]))), "file"]
-            say(as_json, {"files": names, **tensors, "skipped": upload.skipped}, header, rows)
-    _finish(upload)
+        mu, names = tensors["mu"], sending.names
+        rows = [[*row[:SHOWN], name] for row, name in zip(mu, names, strict=True)]
+        header = [*(f"mu {i}" for i in range(min(SHOWN, mu.shape[1]))), "file"]
+        say(as_json, {"files": names, **tensors, "skipped": sending.skipped}, header, rows)
+    sending.finish()
 
 
 @asks_server
@@ -133,14 +69,19 @@ def encode(client: Client, as_json: bool, files: Sequence[Path], out: Path | Non
 def decode(client: Client, as_json: bool, file: Path, out: Path, columns: int | None) -> None:
     """Decode the latents in a file to images.
 
-    FILE is one that encode wrote, another .npy array (N, D), or a .safetensors or .json file with z or mu.
+    FILE is one that encode or sample wrote, another .npy array (N, D), or a .safetensors or .json file with z or mu.
+
+    \b
+    Examples:
+      vae decode latents.safetensors --out images.npy
+      vae decode z.npy --out sheet.png --columns 8
     """
     try:
         z = np.atleast_2d(read_latents(file))
     except (ValueError, OSError) as error:
         raise click.UsageError(str(error)) from error
     if out.suffix == ".png":
-        out.write_bytes(client.send(calls.decode(z).as_png(columns)).png)
+        save_picture(out, client.send(calls.decode(z).as_png(columns)).png)
     else:
         most = client.model()["limits"]["max_items"]
         parts = [client.decode(z[i : i + most]) for i in range(0, len(z), most)]
@@ -160,11 +101,16 @@ def sample(
     """Draw new images from the prior.
 
     The same seed draws the same images, and the first of more. A .safetensors file holds their latents z too.
+
+    \b
+    Examples:
+      vae sample --n 64 --seed 7 --out s.png
+      vae sample --n 1000 --temperature 0.8 --out s.safetensors
     """
     call = calls.sample(n, seed, temperature)
     if out.suffix == ".png":
         picture = client.send(call.as_png(columns))
-        out.write_bytes(picture.png)
+        save_picture(out, picture.png)
         seed = picture.seed
     else:
         samples = client.send(call)
@@ -174,21 +120,52 @@ def sample(
 
 
 @asks_server
+@click.argument("start", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("end", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--steps", default=9, help="Images on the way, both ends included: 2 to 64.")
+@click.option("--path", type=click.Choice(["linear", "spherical"]), default="linear", help="How to walk.")
+@out_option(".png", ".npy", ".safetensors")
+def interpolate(client: Client, as_json: bool, start: Path, end: Path, steps: int, path: Any, out: Path) -> None:
+    """Walk from one image to another through latent space, and decode what lies between.
+
+    START and END are image files. A .png file shows all steps in a row; a .safetensors file holds their latents z too.
+
+    \b
+    Examples:
+      vae interpolate three.png eight.png --out strip.png
+      vae interpolate a.png b.png --steps 16 --path spherical --out walk.safetensors
+    """
+    call = calls.interpolate(start.read_bytes(), end.read_bytes(), steps, path)
+    if out.suffix == ".png":
+        save_picture(out, client.send(call.as_png()).png)
+    else:
+        walk = client.send(call)
+        save(out, {"images": walk.images, "z": walk.z})
+    say_written(as_json, out, steps, "images")
+
+
+@asks_server
 @files_argument()
 @out_option(".png", ".npy", ".safetensors")
 @columns_option
 def reconstruct(client: Client, as_json: bool, files: Sequence[Path], out: Path, columns: int | None) -> None:
-    """Encode image files and decode their latents: what the model keeps of them."""
-    upload = _upload(client, files)
+    """Encode image files and decode their latents: what the model keeps of them.
+
+    \b
+    Examples:
+      vae reconstruct photo.png --out kept.png
+      vae reconstruct folder/ --out kept.npy
+    """
+    sending = Sending(client, files)
     if out.suffix == ".png":  # one picture of all files: their latents fit into one request
-        if posteriors := list(upload.send(client.encode)):
+        if posteriors := sending.results(calls.encode):
             mu = joined(posteriors, "mu")["mu"]
-            out.write_bytes(client.send(calls.decode(mu).as_png(columns)).png)
-    elif images := list(upload.send(client.reconstruct)):
-        save(out, {"images": np.concatenate(images)}, upload.names)
-    if upload.names:
-        say_written(as_json, out, len(upload.names), "images")
-    _finish(upload)
+            save_picture(out, client.send(calls.decode(mu).as_png(columns)).png)
+    elif images := sending.results(calls.reconstruct):
+        save(out, {"images": np.concatenate(images)}, sending.names)
+    if sending.names:
+        say_written(as_json, out, len(sending.names), "images")
+    sending.finish()
 
 
 @asks_server
@@ -203,6 +180,12 @@ def kl(client: Client, as_json: bool, files: Sequence[Path], mu: Any, sigma: Any
 
     FILES: of each image's posterior from the prior. --mu and --sigma: of each row's normal from the standard normal.
     --p and --q: of two distributions, both normal or both discrete. JSON is given as text, or as @FILE.
+
+    \b
+    Examples:
+      vae kl folder/ --unit bits
+      vae kl --mu '[[0.5, 0]]' --sigma '[[1, 1]]'
+      vae kl --p '{"probs": [0.5, 0.5]}' --q @q.json
     """
     given = [bool(files), mu is not None, sigma is not None, p is not None, q is not None]
     if given not in ([1, 0, 0, 0, 0], [0, 1, 1, 0, 0], [0, 0, 0, 1, 1]):
@@ -212,12 +195,13 @@ def kl(client: Client, as_json: bool, files: Sequence[Path], mu: Any, sigma: Any
         found = client.kl_posterior(mu, sigma, unit) if p is None else client.kl_gaussians(p, q, unit)
         _say_divergence(as_json, found, {}, [str(i) for i in range(len(found.kl))])
         return
-    upload = _upload(client, files)
-    if answers := list(upload.send(lambda batch: client.kl_images(batch, unit))):
-        tensors = joined(answers, "kl", "per_dimension")
-        found = Divergence(tensors["kl"], tensors["per_dimension"], unit)
-        _say_divergence(as_json, found, {"files": upload.names, "skipped": upload.skipped}, upload.names)
-    _finish(upload)
+    sending = Sending(client, files)
+    if answers := sending.results(lambda images: calls.kl_images(images, unit)):
+        tensors = joined(answers, "kl", "per_dimension", "standard_error")
+        parts, errors = tensors.get("per_dimension"), tensors.get("standard_error")
+        found = Divergence(tensors["kl"], parts, unit, answers[0].method, errors)
+        _say_divergence(as_json, found, {"files": sending.names, "skipped": sending.skipped}, sending.names)
+    sending.finish()
 
 
 @asks_server
@@ -230,45 +214,68 @@ def score(client: Client, as_json: bool, files: Sequence[Path], samples: int, se
 
     percentile is where the ELBO of an image stands among the held-out images that the checkpoint remembers; 0 is
     stranger than all of them. ELBO and log p(x) are in nats.
+
+    \b
+    Examples:
+      vae score inbox/ --worst 10
+      vae score photo.png --samples 1000 --json
     """
-    upload = _upload(client, files, samples)
-    if answers := list(upload.send(lambda batch: client.score(batch, samples, seed))):
+    sending = Sending(client, files, samples)
+    if answers := sending.results(lambda images: calls.score(images, samples, seed)):
         fields = {name: plain(array) for name, array in joined(answers, *MEASURES).items()}
         order = np.argsort(fields["elbo"], kind="stable")[:worst]
-        ranked = [{"file": upload.names[i]} | {name: fields[name][i] for name in MEASURES} for i in order]
+        ranked = [{"file": sending.names[i]} | {name: values[i] for name, values in fields.items()} for i in order]
         shown = ("percentile", "elbo", "log_likelihood", "standard_error", "bits_per_dim", "file")
         header = ("percentile", "ELBO", "log p(x)", "std. error", "bits/dim", "file")
-        result = {"images": ranked, "samples": samples, "seed": seed, "skipped": upload.skipped}
+        result = {"images": ranked, "samples": samples, "seed": seed, "skipped": sending.skipped}
         say(as_json, result, header, [[image[name] for name in shown] for image in ranked])
-    _finish(upload)
+    sending.finish()
 
 
 @asks_server
 def model(client: Client, as_json: bool) -> None:
-    """Print what the server has loaded."""
+    """Print what the server has loaded: shapes, digest, device, measured quality, limits.
+
+    \b
+    Example:
+      vae model
+    """
     loaded = client.model()
     say(as_json, loaded, ("field", "value"), [[name, str(value)] for name, value in flat(loaded)])
 
 
-def _upload(client: Client, paths: Sequence[Path], rows: int = 1) -> Upload:
-    """Return the image files behind paths, ready to be sent in requests that the server takes."""
-    files = image_files(paths)
-    if not files:
-        raise click.UsageError("there is no PNG or JPEG file in these folders")
-    return Upload(files, client.model()["limits"], rows)
+def _encode_to(out: Path, sending: Sending, files: Sequence[Path], restart: bool, as_json: bool) -> None:
+    """Encode files into ``out``, going on with what an interrupted run left behind."""
+    made_of = {"weights": sending.model["digest"], "files": [[str(file), os.path.abspath(file)] for file in files]}
+    try:
+        opened = LatentFile(out, made_of, restart=restart)
+    except OtherLatents as error:
+        raise fail(EXIT_OCCUPIED, f"{error}; give --restart to throw it away, or another --out") from error
+    except BlockingIOError as error:
+        raise fail(EXIT_OCCUPIED, f"another vae is writing '{out}'") from error
+    with opened as file:
+        if file.done:
+            click.echo(f"going on after {len(file.done)} of {sending.total} files", err=True)
+        try:
+            for answer in sending.ask(calls.encode, file.done):
+                file.append(answer.names, _posterior(answer.results), answer.skipped)
+        except BaseException:
+            if file.done:
+                click.echo(f"{file.rows} latents are kept in '{file.part}'; the same command goes on", err=True)
+            raise
+        sending.skipped = file.skipped
+        file.finish()
+    if file.rows:
+        say_written(as_json, out, file.rows, "latents")
+
+
+def _posterior(results: Sequence[Posterior]) -> dict[str, Any]:
+    return joined(results, "mu", "sigma") if results else {}
 
 
 def _say_divergence(as_json: bool, found: Divergence, more: dict[str, object], names: Sequence[str]) -> None:
     result = {**more, "kl": found.kl, "per_dimension": found.per_dimension, "unit": found.unit}
+    if found.standard_error is not None:
+        result["standard_error"] = found.standard_error
     rows = [[repr(value), name] for value, name in zip(found.kl.tolist(), names, strict=True)]
     say(as_json, result, (f"KL ({found.unit})", "of"), rows)
-
-
-def _finish(upload: Upload) -> None:
-    """Name the files that could not be read; exit with 1 where there are any."""
-    for name, reason in upload.skipped.items():
-        click.echo(f"skipped {name}: {reason}", err=True)
-    if upload.skipped:
-        total = len(upload.skipped) + len(upload.names)
-        click.echo(f"Error: {len(upload.skipped)} of {total} files could not be read", err=True)
-        raise SystemExit(EXIT_REFUSED)

@@ -6,7 +6,9 @@ Arrays in, text or bytes out; knows no server and no command.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +23,9 @@ Array = NDArray[Any]
 
 
 def joined(answers: Sequence[object], *fields: str) -> dict[str, Array]:
-    """Return fields of several answers, each joined along its first axis."""
-    return {name: np.concatenate([getattr(answer, name) for answer in answers]) for name in fields}
+    """Return fields of several answers, each joined along its first axis, without those that the answers lack."""
+    parts = {name: [getattr(answer, name) for answer in answers] for name in fields}
+    return {name: np.concatenate(arrays) for name, arrays in parts.items() if arrays[0] is not None}
 
 
 def plain(array: Array) -> Any:
@@ -62,15 +65,38 @@ def say_written(as_json: bool, out: Path, count: int, noun: str, seed: int | Non
         click.echo(f"{out}: {count} {noun}" + ("" if seed is None else f", seed {seed}"))
 
 
+@contextmanager
+def whole(out: Path) -> Iterator[Path]:
+    """Give a path to write to, ``NAME.tmp``; at the end that file takes the place of ``out``, whole or not at all."""
+    temporary = out.with_name(out.name + ".tmp")
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file)
+        temporary.replace(out)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def save(out: Path, tensors: Mapping[str, Array], names: Sequence[str] = ()) -> None:
     """Write arrays to a file: all of them, with the ``names`` of their rows, or to ``.npy`` the first one alone."""
-    if out.suffix == ".npy":
-        np.save(out, next(iter(tensors.values())), allow_pickle=False)
-    elif out.suffix == ".json":
-        out.write_text(json.dumps({"files": names, **tensors}, default=plain) + "\n")
-    else:
-        whole = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}  # it writes raw memory
-        out.write_bytes(write_tensors(whole, {"files": json.dumps(names)} if names else None))
+    with whole(out) as path, path.open("wb") as file:
+        if out.suffix == ".npy":
+            np.save(file, next(iter(tensors.values())), allow_pickle=False)
+        else:
+            kept = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}  # it writes raw memory
+            file.write(write_tensors(kept, {"files": json.dumps(names)} if names else None))
+
+
+def save_picture(out: Path, png: bytes) -> None:
+    """Write a picture to a file."""
+    with whole(out) as path:
+        path.write_bytes(png)
+
+
+def printable(name: str) -> str:
+    """Return the name of a file such that it can be printed: what is not UTF-8 in it is replaced."""
+    return os.fsencode(name).decode(errors="replace")
 
 
 def read_latents(path: Path) -> Array:

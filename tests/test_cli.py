@@ -7,21 +7,32 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 
 import click
 import httpx
+import numpy as np
 import pytest
+import safetensors.numpy
 from click.testing import CliRunner, Result
+from service_pictures import png
 
-from app import commands, serve
-from app.cli import COMMANDS, Deferred, main
+from app import asking, serve
+from app.cli import COMMANDS, SECTIONS, Deferred, main
 from app.client import Client
 from app.errors import ServiceError
 from app.settings import Settings, SettingsError, variable
+from app.version import VERSION
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
-LIMITS = {"max_items": 1024, "max_body_bytes": 1 << 25}
+MODEL = {
+    "image": {"channels": 1, "height": 28, "width": 28},
+    "limits": {"max_items": 1024, "max_body_bytes": 1 << 25, "max_pixels": 10**6},
+    "digest": "0123456789abcdef",
+    "version": VERSION,
+}
+PICTURE = png(np.zeros((28, 28), np.uint8))
 SERVER_FLAGS = {"--url", "--api-key", "--timeout", "--json"}
 
 
@@ -51,10 +62,10 @@ def answer_with(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[httpx.Req
         def answer(request: httpx.Request) -> httpx.Response:
             requests.append(request)
             if request.url.path == "/model":
-                return httpx.Response(200, json={"limits": LIMITS})
+                return httpx.Response(200, json=MODEL)
             return httpx.Response(status, json=body or {})
 
-        monkeypatch.setattr(commands, "Client", functools.partial(Client, transport=httpx.MockTransport(answer)))
+        monkeypatch.setattr(asking, "Client", functools.partial(Client, transport=httpx.MockTransport(answer)))
         return requests
 
     return install
@@ -63,8 +74,9 @@ def answer_with(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[httpx.Req
 def test_help_lists_every_command_and_imports_none() -> None:
     code = "import sys; from app.cli import main; main(['--help'], standalone_mode=False); print(*sys.modules)"
     told = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
-    listed = re.findall(r"^  (\w+) {2,}\S", told.partition("Commands:")[2], re.MULTILINE)
-    assert listed == list(COMMANDS)
+    for heading, commands in SECTIONS.items():
+        listed = told.partition(f"{heading}:\n")[2].partition("\n\n")[0]
+        assert re.findall(r"^  (\w+) {2,}\S", listed, re.MULTILINE) == list(commands)
     assert not {"torch", "numpy", "httpx", "pydantic", "app.settings"} & set(told.split())
 
 
@@ -81,6 +93,38 @@ def test_version_is_that_of_the_package() -> None:
     assert re.fullmatch(r"\d+\.\d+\.\d+\n", vae("--version").output)
 
 
+@pytest.mark.parametrize("name", list(SECTIONS["Ask a running server"]))
+def test_help_of_what_asks_a_server_has_examples_that_name_its_own_flags(name: str) -> None:
+    help_text = command_of(name).help
+    assert help_text is not None
+    examples = re.findall(rf"^ +vae {name}(?= |$)(.*)$", help_text, re.MULTILINE)
+    assert examples
+    assert {flag for line in examples for flag in re.findall(r"--[a-z-]+", line)} <= flags_of(name)
+
+
+@pytest.mark.parametrize(
+    ("words", "completed"),
+    [
+        ("vae enc", {"plain,encode"}),
+        ("vae encode --o", {"plain,--out"}),
+        ("vae encode dig", {"file,dig"}),
+        ("vae interpolate a b --path ", {"plain,linear", "plain,spherical"}),
+    ],
+)
+def test_shell_completes_commands_flags_choices_and_files(words: str, completed: set[str]) -> None:
+    env = {**os.environ, "_VAE_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+    told = subprocess.run([sys.executable, "-m", "app.cli"], env=env, check=True, capture_output=True, text=True).stdout
+    assert set(told.split("\n")) - {""} == completed
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_page_says_how_a_shell_completes(shell: str) -> None:
+    env = {**os.environ, "_VAE_COMPLETE": f"{shell}_source"}
+    told = subprocess.run([sys.executable, "-m", "app.cli"], env=env, check=True, capture_output=True, text=True).stdout
+    assert "_VAE_COMPLETE" in told
+    assert f"_VAE_COMPLETE={shell}_source vae" in section("Completion", (DOCS / "cli.md").read_text())
+
+
 # ------------------------------------------------------------------------------------------------------ serve
 
 
@@ -93,12 +137,12 @@ def test_every_setting_is_a_flag_that_shows_its_variable_and_default() -> None:
 
 
 def test_wrong_settings_are_one_line_each_and_status_78() -> None:
-    result = vae("serve", "--port", "x", env={"VAE_DEVICE": "tpu", "VAE_MAX_BATCH": "0"})
+    result = vae("serve", "--port", "x", env={"VAE_DEVICE": "tpu", "VAE_MAX_ITEMS": "0"})
     assert result.exit_code == 78
     assert result.stderr.splitlines() == [
         "VAE_DEVICE: got 'tpu'; expected auto, cpu, cuda, cuda:N or mps",
         "--port: got 'x'; expected a whole number from 0 to 65535",
-        "VAE_MAX_BATCH: got '0'; expected a whole number from 1 to 4096",
+        "VAE_MAX_ITEMS: got '0'; expected a whole number from 1 to 65536",
     ]
 
 
@@ -148,7 +192,7 @@ def test_variable_that_is_no_setting_is_warned_about(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize(
     ("status", "exit_code"),
-    [(400, 1), (401, 1), (413, 1), (422, 1), (500, 1), (502, 69), (504, 69)],
+    [(400, 1), (401, 77), (413, 1), (422, 1), (500, 1), (502, 69), (504, 69)],
 )
 def test_refusal_is_one_line_with_code_and_request_and_a_status(
     status: int, exit_code: int, answer_with: Callable[..., list[httpx.Request]], tmp_path: Path
@@ -167,7 +211,49 @@ def test_server_that_stays_busy_is_unavailable(
 ) -> None:
     requests = answer_with(status, {"detail": "busy", "code": "queue_full", "retry_after_ms": 0})
     assert vae("sample", "--out", tmp_path / "s.png").exit_code == 69
-    assert len(requests) == 1 + commands.RETRIES
+    assert len(requests) == 1 + asking.RETRIES
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "exit_code"), [(503, "draining", 69), (412, "model_mismatch", 1), (401, "unauthorized", 77)]
+)
+def test_latents_are_kept_where_the_server_fails_in_the_middle_and_the_same_command_goes_on(
+    status: int, code: str, exit_code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing = [True]
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.url.path == "/model":
+            return httpx.Response(200, json=MODEL)
+        assert request.headers["If-Model-Match"] == MODEL["digest"]
+        count = len(np.load(BytesIO(request.content)))
+        if count < 256 and failing:  # the last request of 600 images
+            return httpx.Response(status, json={"detail": "no", "code": code, "retry_after_ms": 60_000})
+        mu = np.ones((count, 4), np.float32)
+        return httpx.Response(200, content=safetensors.numpy.save({"mu": mu, "sigma": mu}))
+
+    monkeypatch.setattr(asking, "Client", functools.partial(Client, transport=httpx.MockTransport(answer)))
+    for i in range(600):
+        (tmp_path / f"{i:03}.png").write_bytes(PICTURE)
+    out = tmp_path / "l.safetensors"
+    result = vae("encode", tmp_path, "--out", out)
+    assert result.exit_code == exit_code
+    kept = f"512 latents are kept in '{out}.part'; the same command goes on"
+    assert result.stderr.splitlines() == [kept, f"Error: no ({code})"]
+    failing.clear()
+    again = vae("encode", tmp_path, "--out", out)
+    assert (again.exit_code, again.stdout) == (0, f"{out}: 600 latents\n")
+    assert again.stderr == "going on after 512 of 600 files\n"
+
+
+def test_file_that_cannot_be_written_is_status_74(
+    answer_with: Callable[..., list[httpx.Request]], tmp_path: Path
+) -> None:
+    answer_with(200)
+    (tmp_path / "l.npy.part").mkdir()
+    (tmp_path / "a.png").write_bytes(PICTURE)
+    result = vae("encode", tmp_path / "a.png", "--out", tmp_path / "l.npy")
+    assert (result.exit_code, result.stderr) == (74, f"Error: '{tmp_path}/l.npy.part': Is a directory\n")
 
 
 def test_server_that_does_not_answer_is_unavailable() -> None:
@@ -185,6 +271,8 @@ def test_server_that_does_not_answer_is_unavailable() -> None:
         (["encode", "x.npy", "--out", "l.png"], "must end in one of .safetensors, .npy, .json"),
         (["sample", "--out", "no/folder.png"], "there is no folder 'no'"),
         (["sample"], "Missing option '--out'"),
+        (["interpolate", "x.npy", "--out", "s.png"], "Missing argument 'END'"),
+        (["interpolate", "x.npy", "x.npy", "--path", "crooked", "--out", "s.png"], "'linear', 'spherical'"),
         (["decode", "bad.json", "--out", "d.png"], "holds no latents"),
         (["kl"], "give FILES, or --mu and --sigma, or --p and --q"),
         (["kl", "--mu", "[[0]]"], "give FILES"),
@@ -246,7 +334,7 @@ def test_page_names_the_flags_that_commands_share_and_every_exit_status() -> Non
     shared = re.findall(r"^\| `(--[a-z-]+)`", section("Asking a server", page), re.MULTILINE)
     assert set(shared) == SERVER_FLAGS
     statuses = re.findall(r"^\| (\d+) \|", section("Exit statuses", page), re.MULTILINE)
-    assert {int(status) for status in statuses} == {0, 1, 2, 3, 69, 70, 78, 130}
+    assert {int(status) for status in statuses} == {0, 1, 2, 3, 65, 69, 70, 73, 74, 77, 78, 130}
     titles = re.findall(r"^## vae (\w+)$", page, re.MULTILINE)
     assert titles == list(COMMANDS)
 

@@ -125,6 +125,20 @@ def test_reconstructions_are_drawn_or_written(vae: Vae) -> None:
     assert np.abs(sheet[28:56, :28] - images[4, 0]).max() <= 0.02  # four in a row
 
 
+def test_interpolation_is_drawn_as_a_strip_or_written(vae: Vae, latent_dim: int) -> None:
+    ends = ("digits/00.png", "digits/03.png")
+    assert vae("interpolate", *ends, "--steps", 5, "--out", "w.png").stdout == "w.png: 5 images\n"
+    assert drawn_in("w.png").shape == (28, 5 * 28)
+    assert vae.json("interpolate", *ends, "--out", "w.safetensors") == {"out": "w.safetensors", "images": 9}
+    walk = safetensors.numpy.load_file("w.safetensors")
+    assert (walk["images"].shape, walk["z"].shape) == ((9, 1, 28, 28), (9, latent_dim))
+    mu = np.array(vae.json("encode", *ends)["mu"], np.float32)
+    assert np.allclose(walk["z"][[0, -1]], mu, atol=1e-4)
+    assert np.allclose(walk["z"][4], mu.mean(0), atol=1e-4)
+    assert vae("interpolate", *ends, "--path", "spherical", "--out", "w.npy").exit_code == 0
+    assert not np.allclose(np.load("w.npy")[4], walk["images"][4], atol=1e-4)
+
+
 def test_divergence_of_images_and_of_numbers(vae: Vae) -> None:
     of_images = vae.json("kl", "digits")
     assert (len(of_images["kl"]), of_images["unit"], of_images["files"][0]) == (12, "nats", "digits/00.png")
@@ -169,7 +183,7 @@ def test_unreadable_files_are_named_and_counted_and_the_others_are_answered(
     with_bad_files: Vae, arguments: tuple[str, ...]
 ) -> None:
     result = with_bad_files(arguments[0], "digits", *arguments[1:])
-    assert result.exit_code == 1
+    assert result.exit_code == 65
     *skipped, last = result.stderr.splitlines()
     assert [line.partition(":")[0] for line in skipped] == ["skipped digits/broken.jpg", "skipped digits/notes.png"]
     assert last == "Error: 2 of 14 files could not be read"
@@ -183,7 +197,7 @@ def test_unreadable_files_are_named_and_counted_and_the_others_are_answered(
 
 def test_nothing_is_written_where_no_file_can_be_read(with_bad_files: Vae) -> None:
     result = with_bad_files("reconstruct", "digits/notes.png", "--out", "r.png")
-    assert (result.exit_code, result.stdout) == (1, "")
+    assert (result.exit_code, result.stdout) == (65, "")
     assert not Path("r.png").exists()
 
 
