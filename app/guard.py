@@ -1,8 +1,8 @@
 """What one connection may cost: uvicorn's HTTP protocol, with limits where uvicorn has none.
 
-Caps the header block, the time in which a request must arrive, the chunks of a body, and the connections. Its
-refusals come before there is a request, so they are written here; the codes are ``malformed_http``,
-``headers_too_large``, ``too_slow`` and ``too_many_connections``. Knows no route and no setting.
+Caps the header block, the time in which a request must arrive, the chunks of a body, the connections, and the
+answers that nobody reads. Its refusals come before there is a request, so they are written here; the codes are
+``malformed_http``, ``headers_too_large``, ``too_slow`` and ``too_many_connections``. Knows no route and no setting.
 """
 
 import asyncio
@@ -26,6 +26,9 @@ class Limits:
         chunks: chunks of one body; 32 MiB in pieces of a kilobyte.
         connections: open at the same time.
         keep_alive_s: seconds that an idle connection is kept.
+        send_s: seconds in which ``send_bytes`` of an answer must have been taken, or the rest of it.
+        send_bytes: see ``send_s``; who takes less is cut.
+        unsent_bytes: of answers that wait for their readers, over all connections; beyond, who waits longest is cut.
     """
 
     header_bytes: int = 16_384
@@ -33,12 +36,20 @@ class Limits:
     chunks: int = 32_768
     connections: int = 4096
     keep_alive_s: int = 30
+    send_s: float = 30.0
+    send_bytes: int = 262_144
+    unsent_bytes: int = 268_435_456
 
 
 class State(ServerState):
     """What all connections share."""
 
     draining = False  # answers from now on end their connection
+
+    def __init__(self) -> None:
+        """Start without a connection."""
+        super().__init__()
+        self.unread: dict[Guard, None] = {}  # connections whose answers wait for their readers, the longest first
 
     def digest(self) -> str | None:
         """Return what ``X-Model-Digest`` says; none where nothing is loaded."""
@@ -75,6 +86,7 @@ class Guard(HttpToolsProtocol):
         super().__init__(config, server_state, app_state, _loop)
         self._limits = limits
         self._timer: asyncio.TimerHandle | None = None
+        self._watch: asyncio.TimerHandle | None = None  # of an answer that waits for its reader
         self._reading = self._in_body = False  # inside a request; inside its body
         self._moved = False  # the parser made something of the latest bytes
         self._pile = 0  # bytes that it made nothing of
@@ -92,6 +104,7 @@ class Guard(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop the clock."""
         self._stop_clock()
+        self._stop_watch()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -149,6 +162,28 @@ class Guard(HttpToolsProtocol):
         self._stop_clock()
         super().on_message_complete()
 
+    def pause_writing(self) -> None:
+        """Watch an answer that waits for its reader; cut the oldest where they are too much for the memory."""
+        super().pause_writing()
+        self._look_again()
+        unread = self.server_state.unread
+        too_much = sum(guard.unsent for guard in unread) - self._limits.unsent_bytes
+        for guard in list(unread)[:-1]:
+            if too_much <= 0:
+                break
+            too_much -= guard.unsent
+            guard.transport.abort()
+
+    def resume_writing(self) -> None:
+        """Watch no longer: the answer is being read."""
+        self._stop_watch()
+        super().resume_writing()
+
+    @property
+    def unsent(self) -> int:
+        """Bytes of answers that the other side has not taken."""
+        return self.transport.get_write_buffer_size()
+
     def send_400_response(self, msg: str) -> None:
         """Refuse what the parser refused."""
         self._refuse(self._code)
@@ -184,6 +219,24 @@ class Guard(HttpToolsProtocol):
             self._start_clock()
         else:
             self._refuse("too_slow")
+
+    def _look_again(self) -> None:
+        self.server_state.unread.pop(self, None)
+        self.server_state.unread[self] = None  # at the end: it has just been served
+        self._watch = self.loop.call_later(self._limits.send_s, self._look, self.unsent)
+
+    def _look(self, before: int) -> None:
+        """End a connection on which too little of an answer has been taken since the last look."""
+        if before - self.unsent < self._limits.send_bytes:
+            self.transport.abort()
+        else:
+            self._look_again()
+
+    def _stop_watch(self) -> None:
+        self.server_state.unread.pop(self, None)
+        if self._watch is not None:
+            self._watch.cancel()
+            self._watch = None
 
     def _refuse(self, code: str) -> None:
         """End the connection, with an answer where the other side is waiting for this one."""

@@ -1,4 +1,5 @@
 import asyncio
+from dataclasses import replace
 
 import pytest
 from guard_fakes import GET, LARGE, SHORT, guarded, play, refusal
@@ -12,6 +13,43 @@ def test_a_slow_reader_of_a_large_answer_is_not_harmed():
             await asyncio.sleep(3 * SHORT.receive_s)
             status, _, body = await client.answer()
             assert (status, len(body)) == (200, LARGE)
+
+    play(scenario)
+
+
+def test_who_takes_little_of_an_answer_is_cut_and_who_takes_enough_is_not():
+    async def scenario():
+        async with guarded(replace(SHORT, send_s=0.3, send_bytes=100_000)) as (_, state, connect):
+            deaf, slow = await connect(), await connect()
+            for client in (deaf, slow):
+                await client.send(GET.replace(b"/small", b"/large"))
+            taken = 0
+            while len(state.connections) == 2:
+                taken += len(await slow.reader.read(50_000))
+                await asyncio.sleep(0.01)
+            assert len(deaf.reader._buffer) + len(await deaf.rest()) < LARGE
+            while taken < LARGE:
+                taken += len(part := await slow.reader.read(1 << 20))
+                assert part
+            assert not state.unread
+
+    play(scenario)
+
+
+def test_answers_that_nobody_reads_do_not_fill_the_memory():
+    async def scenario():
+        async with guarded(replace(SHORT, unsent_bytes=3 * LARGE, connections=100)) as (app, state, connect):
+            for _ in range(10):
+                await (await connect()).send(GET.replace(b"/small", b"/large"))
+            while len(app.bodies) < 10:
+                await asyncio.sleep(0.01)
+            assert sum(guard.unsent for guard in state.unread) <= 3 * LARGE
+            good = await connect()
+            await good.send(GET.replace(b"/small", b"/large"))
+            status, _, body = await good.answer()
+            assert (status, len(body)) == (200, LARGE)
+            await good.send(GET)
+            assert (await good.answer())[0] == 200
 
     play(scenario)
 
