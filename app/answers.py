@@ -39,10 +39,13 @@ class Divergence(NamedTuple):
     kl: Array  # (N,); N = 1 for two distributions
     per_dimension: Array | None  # (N, D), where both sides are diagonal
     unit: str  # nats or bits
+    method: str = "closed_form"  # or monte_carlo: a mean over draws, under a learned prior
+    standard_error: Array | None = None  # (N,): of kl, where it is such a mean
+    seed: int | None = None  # of these draws
 
 
 class Scores(NamedTuple):
-    """How well the model explains each image, ``(N,)`` float32 each; nats but for the last two arrays."""
+    """How well the model explains each image, ``(N,)`` float32 each; nats but for bits_per_dim and percentile."""
 
     elbo: Array
     reconstruction: Array
@@ -52,6 +55,7 @@ class Scores(NamedTuple):
     bits_per_dim: Array
     percentile: Array  # of elbo among held-out images, 0..100; 0: stranger than all of them
     seed: int
+    kl_standard_error: Array | None = None  # of kl, where it is a mean over the draws
 
 
 class Picture(NamedTuple):
@@ -111,16 +115,24 @@ def read_samples(response: httpx.Response) -> Samples:
 def read_scores(response: httpx.Response) -> Scores:
     """Return the answer of ``/score``, in safetensors."""
     tensors = read_tensors(response.content)
-    arrays = {name: tensors[name] for name in Scores._fields if name != "seed"}
-    return Scores(**arrays, seed=int(response.headers["X-Seed"]))
+    always = [name for name in Scores._fields if name not in ("seed", "kl_standard_error")]
+    arrays = {name: tensors[name] for name in always}
+    seed = int(response.headers["X-Seed"])
+    return Scores(**arrays, seed=seed, kl_standard_error=tensors.get("kl_standard_error"))
 
 
 def read_divergence(response: httpx.Response) -> Divergence:
     """Return the answer of ``/kl``, in JSON."""
     body = read_object(response)
-    rows = body.get("per_dimension")
-    per_dimension = None if rows is None else np.array(rows, np.float64)
-    return Divergence(np.array(body["kl"], np.float64), per_dimension, str(body["unit"]))
+    rows, errors = body.get("per_dimension"), body.get("standard_error")
+    return Divergence(
+        np.array(body["kl"], np.float64),
+        None if rows is None else np.array(rows, np.float64),
+        str(body["unit"]),
+        str(body["method"]),
+        None if errors is None else np.array(errors, np.float64),
+        body.get("seed"),
+    )
 
 
 def read_walk(response: httpx.Response) -> Walk:

@@ -150,9 +150,14 @@ def score(images: Images, samples: int = 64, seed: int | None = None, *, resize:
     return Call("POST", "/score", read_scores, SAFETENSORS, params, images_body(images))
 
 
-def kl_images(images: Images, unit: Unit = "nats", *, resize: Resize = "auto") -> Call[Divergence]:
-    """Return ``KL[q(z|x) ‖ p(z)]`` of each image, and per latent."""
-    return _kl(images_body(images), unit, resize)
+def kl_images(
+    images: Images, unit: Unit = "nats", samples: int = 64, seed: int | None = None, *, resize: Resize = "auto"
+) -> Call[Divergence]:
+    """Return ``KL[q(z|x) ‖ p(z)]`` of each image, and per latent.
+
+    Under a learned prior it is the mean over ``samples`` draws an image, with a standard error and not per latent.
+    """
+    return _kl(images_body(images), unit, resize=resize, samples=samples, seed=seed)
 
 
 def kl_posterior(mu: ArrayLike, sigma: ArrayLike, unit: Unit = "nats") -> Call[Divergence]:
@@ -228,9 +233,9 @@ def ready() -> Call[bool]:
     return Call("GET", "/readyz", lambda response: True, on_error=_not_ready, retried=False)
 
 
-def _kl(body: Body, unit: Unit, resize: Resize | None = None) -> Call[Divergence]:
+def _kl(body: Body, unit: Unit, **params: object) -> Call[Divergence]:
     # JSON, since tensors would round the float64 of the answer to float32.
-    return Call("POST", "/kl", read_divergence, JSON, {"unit": unit, "resize": resize}, body)
+    return Call("POST", "/kl", read_divergence, JSON, {"unit": unit, **params}, body)
 
 
 def _error_of(response: httpx.Response) -> ServiceError:

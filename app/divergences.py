@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from app.engine import kl_to_standard_normal
 from app.errors import Unprocessable
 from app.numbers_in import DiscretePair, Normal, NormalPair, Posteriors
+from app.summaries import kl_to_standard_normal
 from model import divergence
 
 Array = NDArray[Any]
@@ -28,8 +28,8 @@ CODES: dict[type[divergence.DistributionError], str] = {
 }
 
 
-def answer(question: Posteriors | NormalPair | DiscretePair) -> tuple[Array, Array | None]:
-    """Return the divergence of each of N items, ``(N,)``, and its parts ``(N, D)`` where both sides are diagonal.
+def answer(question: Posteriors | NormalPair | DiscretePair) -> dict[str, Array]:
+    """Return the ``kl (N,)`` of each of N items, and ``per_dimension (N, D)`` where both sides are diagonal.
 
     Raises:
         Unprocessable: a side is no distribution, the sides do not fit, or a divergence is infinite; it says which.
@@ -38,22 +38,22 @@ def answer(question: Posteriors | NormalPair | DiscretePair) -> tuple[Array, Arr
         return _of_posteriors(question)
     try:
         if isinstance(question, DiscretePair):
-            return np.array([divergence.kl_discrete(question.p, question.q)]), None
+            return {"kl": np.array([divergence.kl_discrete(question.p, question.q)])}
         total, parts = divergence.kl(_normal(question.p, "p"), _normal(question.q, "q"))
     except divergence.DistributionError as error:
         where = f"body.{error.where}" if error.where.startswith(("p.", "q.")) else "body"
         raise Unprocessable(str(error), code=CODES[type(error)], errors=[(where, str(error))]) from None
-    return np.array([total]), None if parts is None else parts[None]
+    return {"kl": np.array([total])} | ({} if parts is None else {"per_dimension": parts[None]})
 
 
-def _of_posteriors(question: Posteriors) -> tuple[Array, Array]:
+def _of_posteriors(question: Posteriors) -> dict[str, Array]:
     parts = kl_to_standard_normal(question.mu, question.sigma)
     totals = parts.sum(1)
     if not np.isfinite(totals).all():
         row = int(np.isfinite(totals).argmin())
         text = f"the divergence of row {row} is beyond the range of float64"
         raise Unprocessable(text, code="out_of_range", errors=[(f"body.mu.{row}", text)])
-    return totals, parts
+    return {"kl": totals, "per_dimension": parts}
 
 
 def _normal(side: Normal, name: str) -> divergence.Gaussian:

@@ -8,7 +8,6 @@ does not depend on how many others came along. How a batch is executed is the bu
 from __future__ import annotations
 
 import logging
-import math
 import os
 from collections.abc import Callable
 from typing import Any
@@ -22,9 +21,9 @@ from app.batching import Columns, Op
 from app.eager import Compute, Eager
 from app.graphs import CudaGraphs
 from app.settings import Settings, SettingsError
-from model import checkpoint, gaussian
+from model import checkpoint
 from model.bf16 import in_bf16
-from model.elbo import importance_bound, importance_standard_error, log_likelihood_and_ratio
+from model.elbo import log_likelihood_and_ratio, log_ratio, posterior_kl, quadrature
 from model.latent_map import LatentMap, MapError, load_map, map_path
 
 Array = NDArray[Any]
@@ -53,10 +52,13 @@ class Engine:
         streams: batches that run at the same time.
         notes: what the checkpoint remembers beside its weights.
         map: of the latent space; None where none lies beside the weights.
-        encode: ``x (n, C, H, W)`` to ``mu, sigma``, ``(n, D)`` each, and the KL of each posterior in nats, ``(n,)``.
+        exact_kl: whether the KL of a posterior from the prior has a closed form, and so falls apart by dimension.
+        encode: ``x (n, C, H, W)`` to ``mu, sigma``, ``(n, D)`` each, and the KL of each posterior in nats, ``(n,)``, by
+            quadrature where it has no closed form.
         decode: ``z (n, D)`` to mean images ``(n, C, H, W)`` in 0..1.
         draw: standard normal noise ``(n, D)`` to latents ``(n, D)`` of the prior and their mean images.
         weigh: ``x, mu, sigma, noise (n, D)`` to ``log p(x|z)`` and ``log p(z) - log q(z|x)``, ``(n,)`` float64.
+        relate: ``mu, sigma, noise`` to the latter alone; for a prior without a closed form.
     """
 
     def __init__(
@@ -80,6 +82,9 @@ class Engine:
         self.decode = Op("decode", self._runner(self._decode))
         self.draw = Op("sample", self._runner(self._draw))
         self.weigh = Op("score", self._runner(self._weigh))
+        self.exact_kl = self._vae.prior.closed_form_kl
+        self._points = quadrature(self.latent_dim).to(self._device)
+        self.relate = Op("kl", self._runner(self._relate))
 
     def _choose_path(self) -> Eager | CudaGraphs:
         if self._device.type == "cuda":
@@ -120,7 +125,9 @@ class Engine:
         noise = random.standard_normal((self.max_batch, self.latent_dim), np.float32)[:size]
         for _ in range(self._path.slots):
             mu, sigma, kl = self.encode.run(x)
-            others = (self.decode.run(noise), self.draw.run(noise), self.weigh.run(x, mu, sigma, noise))
+            others = [self.decode.run(noise), self.draw.run(noise), self.weigh.run(x, mu, sigma, noise)]
+            if not self.exact_kl:
+                others.append(self.relate.run(mu, sigma, noise))
         return [mu, sigma, kl, *(column for columns in others for column in columns)]
 
     def golden_errors(self) -> tuple[float, float]:
@@ -147,7 +154,7 @@ class Engine:
 
     def _encode(self, x: Tensor) -> tuple[Tensor, ...]:
         mu, sigma = self._network.encode(x)
-        return mu, sigma, gaussian.kl_to_standard_normal(mu, sigma).sum(1)
+        return mu, sigma, posterior_kl(self._vae, mu, sigma, self._points)
 
     def _decode(self, z: Tensor) -> tuple[Tensor, ...]:
         return (self._vae.likelihood.mean(self._network.decode(z)),)
@@ -158,6 +165,9 @@ class Engine:
 
     def _weigh(self, x: Tensor, mu: Tensor, sigma: Tensor, noise: Tensor) -> tuple[Tensor, ...]:
         return log_likelihood_and_ratio(self._vae, x, mu, sigma, noise)
+
+    def _relate(self, mu: Tensor, sigma: Tensor, noise: Tensor) -> tuple[Tensor, ...]:
+        return (log_ratio(self._vae, mu, sigma, noise),)
 
 
 def load(settings: Settings) -> Engine:
@@ -207,38 +217,6 @@ def choose_device(wanted: str) -> str:
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise SettingsError(["VAE_DEVICE: got 'mps'; this machine has no such device; use auto or cpu"])
     return f"cuda:{device.index or 0}" if device.type == "cuda" else wanted
-
-
-def kl_to_standard_normal(mu: Array, sigma: Array) -> Array:
-    """Return ``KL[N(mu, sigma²) || N(0, I)]`` of each row and dimension in nats, ``(N, D)`` float64."""
-    return gaussian.kl_to_standard_normal(torch.from_numpy(mu).double(), torch.from_numpy(sigma).double()).numpy()
-
-
-def summarize(engine: Engine, mu: Array, sigma: Array, log_likelihood: Array, log_ratio: Array) -> dict[str, Array]:
-    """Return what ``/score`` says of N images, ``(N,)`` float64 each, from ``K`` weighed draws of each.
-
-    Args:
-        engine: for the number of pixels and the held-out scores.
-        mu: posterior means, ``(N, D)``.
-        sigma: posterior standard deviations, ``(N, D)``.
-        log_likelihood: ``log p(x|z)``, ``(N, K)``.
-        log_ratio: ``log p(z) - log q(z|x)``, ``(N, K)``.
-    """
-    kl = kl_to_standard_normal(mu, sigma).sum(1)
-    reconstruction = log_likelihood.mean(1)
-    elbo = reconstruction - kl
-    log_w = torch.from_numpy(log_likelihood + log_ratio)
-    bound = importance_bound(log_w).numpy()
-    below = np.searchsorted(engine.notes.held_out_elbo, elbo.astype(np.float32), side="left")
-    return {
-        "elbo": elbo,
-        "reconstruction": reconstruction,
-        "kl": kl,
-        "log_likelihood": bound,
-        "standard_error": importance_standard_error(log_w).numpy(),
-        "bits_per_dim": -bound / (math.log(2) * engine.config.pixels),
-        "percentile": 100.0 * below / len(engine.notes.held_out_elbo),
-    }
 
 
 def _in_force(path: Any, device: str, settings: Settings) -> Engine:

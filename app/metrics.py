@@ -27,7 +27,7 @@ ROUTES: Final = (
     *("/interpolate", "/traverse", "/map"),
     *("/livez", "/readyz", "/metrics", "/docs", "/openapi.json", "/static", "/"),
 )
-OPS: Final = ("encode", "decode", "sample", "score")
+OPS: Final = ("encode", "decode", "sample", "score", "kl")
 UNMATCHED: Final = "unmatched"  # a route that is none of ours
 OTHER: Final = "other"  # anything else that is none of ours
 

@@ -108,6 +108,20 @@ def check_items(items: int, owner: Service) -> None:
         )
 
 
+def check_draws(images: int, draws: int, owner: Service) -> None:
+    """Bound the draws of one request.
+
+    Raises:
+        ContentTooLarge: images times draws are more than 64 times ``VAE_MAX_ITEMS``.
+    """
+    if images * draws > (limit := max(owner.settings.max_items * MAX_DRAWS_PER_ITEM, MIN_DRAWS)):
+        raise ContentTooLarge(
+            f"got {images} images with {draws} draws each; at most {limit} draws a request "
+            f"({MAX_DRAWS_PER_ITEM} x VAE_MAX_ITEMS); send fewer images or ask for fewer draws",
+            code="too_many_items",
+        )
+
+
 async def offload(request: Request, size: int, work: Callable[..., T], *args: Any) -> T:
     """Return ``work(*args)``, computed in a thread where ``size`` bytes are too many for the event loop.
 
@@ -174,12 +188,7 @@ async def images_of(request: Request, resize: str, draws: int = 1) -> AsyncItera
     body = await read_body(request)
     most = owner.settings.max_items
     batch = await offload(request, len(body), lambda: parse_images(body, content_type(request), max_items=most))
-    if batch.count * draws > (limit := max(most * MAX_DRAWS_PER_ITEM, MIN_DRAWS)):
-        raise ContentTooLarge(
-            f"got {batch.count} images with {draws} draws each; at most {limit} draws a request "
-            f"({MAX_DRAWS_PER_ITEM} x VAE_MAX_ITEMS); send fewer images or ask for fewer draws",
-            code="too_many_items",
-        )
+    check_draws(batch.count, draws, owner)
     async with decoded(request, batch, len(body), resize) as pair:
         yield pair
 

@@ -13,12 +13,13 @@ from fastapi import APIRouter, Query, Request
 from starlette.responses import PlainTextResponse, Response
 
 from app import openapi, service, walks
-from app.divergences import Array, answer
+from app.divergences import answer
 from app.negotiation import Format, choose_format
 from app.payloads import ImageBatch, read_kl, read_latents, write_json
 from app.reading import (
     WorkRoute,
     admitted,
+    check_draws,
     check_items,
     content_type,
     decoded,
@@ -35,6 +36,7 @@ from model.gaussian import fresh_seed
 TENSORS = (Format.JSON, Format.NPY, Format.SAFETENSORS)
 PICTURES = (Format.JSON, Format.NPY, Format.SAFETENSORS, Format.PNG)
 FIELDS = (Format.JSON, Format.SAFETENSORS)
+CLOSED_FORM, MONTE_CARLO = "closed_form", "monte_carlo"  # how a KL was found
 
 Seed = Annotated[int | None, Query(ge=0, le=2**63 - 1, description="0 to 2^63 - 1; without it a fresh one.")]
 FormatName = Annotated[str | None, Query(alias="format", description="json, png, npy, safetensors; overrides Accept.")]
@@ -120,25 +122,40 @@ async def score(
     seed = fresh_seed() if seed is None else seed
     async with images_of(request, resize, samples) as (call, x):
         fields = await service.score(call, x, samples, seed)
-    return await write(chosen, fields, {"samples": samples, "seed": seed})
+    method = MONTE_CARLO if "kl_standard_error" in fields else CLOSED_FORM
+    return await write(chosen, fields, {"method": method, "samples": samples, "seed": seed})
 
 
 @router.post("/kl", response_model=KlOut, openapi_extra=openapi.KL_IN, responses=openapi.FIELDS_OUT)
-async def kl(request: Request, unit: Unit = "nats", resize: Resize = "auto", form: FormatName = None) -> Response:
-    """Compute KL divergence: of images' posteriors from the prior, or between distributions that the body gives."""
+async def kl(
+    request: Request,
+    unit: Unit = "nats",
+    samples: Samples = 64,
+    seed: Seed = None,
+    resize: Resize = "auto",
+    form: FormatName = None,
+) -> Response:
+    """Compute KL divergence: of images' posteriors from the prior, or between distributions that the body gives.
+
+    Under a learned prior the KL of an image has no closed form: it is the mean over `samples` draws.
+    """
     chosen = choose_format(request.headers.get("accept"), form, FIELDS)
-    body, most = await read_body(request), service_of(request).settings.max_items
+    body, owner = await read_body(request), service_of(request)
+    most = owner.settings.max_items
     question = await offload(request, len(body), lambda: read_kl(body, content_type(request), max_items=most))
-    parts: Array | None
+    facts: dict[str, object] = {"method": CLOSED_FORM}
     if isinstance(question, ImageBatch):
+        check_draws(question.count, 1 if owner.engine.exact_kl else samples, owner)
+        seed = fresh_seed() if seed is None else seed
         async with decoded(request, question, len(body), resize) as (call, x):
-            total, parts = await service.posterior_kl(call, x)
+            found = await service.posterior_kl(call, x, samples, seed)
+        if "standard_error" in found:
+            facts = {"method": MONTE_CARLO, "samples": samples, "seed": seed}
     else:
         async with admitted(request, question.items):
-            total, parts = await offload(request, len(body), answer, question)
+            found = await offload(request, len(body), answer, question)
     scale = 1.0 if unit == "nats" else 1 / math.log(2)
-    tensors = {"kl": total * scale} | ({} if parts is None else {"per_dimension": parts * scale})
-    return await write(chosen, tensors, {"unit": unit})
+    return await write(chosen, {name: part * scale for name, part in found.items()}, {"unit": unit, **facts})
 
 
 @router.post(

@@ -219,7 +219,11 @@ class KlOut(BaseModel):
     per_dimension: list[list[float]] | None = Field(
         None, description="(N, D) summands of kl, where both distributions are diagonal."
     )
+    standard_error: list[float] | None = Field(None, description="Of kl, in its unit, where it is a mean over draws.")
     unit: str = Field(description="nats or bits.")
+    method: str = Field(description="closed_form, or monte_carlo: a mean over draws, under a learned prior.")
+    samples: int | None = Field(None, description="Draws for each image, where there were any.")
+    seed: int | None = Field(None, description="Seed of the draws.")
 
 
 class ScoreOut(BaseModel):
@@ -228,10 +232,13 @@ class ScoreOut(BaseModel):
     elbo: list[float] = Field(description="reconstruction - kl: a lower bound of log p(x).")
     reconstruction: list[float] = Field(description="Mean of log p(x|z) over the draws of z.")
     kl: list[float] = Field(description="KL divergence of the posterior from the prior.")
+    kl_standard_error: list[float] | None = Field(None, description="Of kl, where it is a mean over the draws.")
     log_likelihood: list[float] = Field(description="Importance-weighted bound of log p(x), tighter than elbo.")
     standard_error: list[float] = Field(description="Standard error of log_likelihood.")
     bits_per_dim: list[float] = Field(description="-log_likelihood in bits for each of the C*H*W numbers.")
     percentile: list[float] = Field(description="Where the elbo stands among held-out images: 0..100.")
+    method: str = Field(description="How kl was found: closed_form or monte_carlo.")
+    samples: int = Field(description="Draws K for each image.")
     seed: int | None = Field(None, description="Seed of the draws.")
 
 

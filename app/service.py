@@ -23,6 +23,7 @@ from app.engine import Engine
 from app.errors import Unavailable
 from app.metrics import Metrics
 from app.settings import Settings, SettingsError
+from app.summaries import kl_to_standard_normal, mean_and_error, summarize
 from app.version import VERSION
 from model.gaussian import noise
 
@@ -204,27 +205,43 @@ async def reconstruct(call: Call, x: Array) -> Array:
     return await decode(call, mu)
 
 
-async def posterior_kl(call: Call, x: Array) -> tuple[Array, Array]:
-    """Return ``KL[q(z|x) || p(z)]`` of each image in nats, ``(N,)``, and of each dimension, ``(N, D)``; float64."""
+async def posterior_kl(call: Call, x: Array, samples: int, seed: int) -> dict[str, Array]:
+    """Return ``KL[q(z|x) || p(z)]`` of each image in nats as ``kl (N,)``, float64.
+
+    In closed form with its parts, ``per_dimension (N, D)``; where the prior has none, by ``samples`` draws an image
+    with a ``standard_error (N,)``.
+    """
     mu, sigma, _ = await call.run(call.engine.encode, x)
-    parts = engines.kl_to_standard_normal(mu, sigma)
-    return parts.sum(1), parts
+    if call.engine.exact_kl:
+        parts = kl_to_standard_normal(mu, sigma)
+        return {"kl": parts.sum(1), "per_dimension": parts}
+    (ratio,) = await _drawn(call, call.engine.relate, (mu, sigma), samples, seed)
+    kl, error = mean_and_error(-ratio)
+    return {"kl": kl, "standard_error": error}
 
 
 async def score(call: Call, x: Array, samples: int, seed: int) -> dict[str, Array]:
     """Return the fields of ``/score`` for images ``x (N, C, H, W)``, ``(N,)`` each, by ``samples`` draws an image."""
     mu, sigma, _ = await call.run(call.engine.encode, x)
-    epsilon = noise(seed, len(x), (samples, call.engine.latent_dim))
+    log_likelihood, ratio = await _drawn(call, call.engine.weigh, (x, mu, sigma), samples, seed)
+    return summarize(call.engine, mu, sigma, log_likelihood, ratio)
+
+
+async def _drawn(call: Call, op: Op, columns: Columns, samples: int, seed: int) -> Columns:
+    """Return the columns of ``op`` for ``samples`` draws of each image, ``(N, samples)`` each.
+
+    ``columns`` have a row an image; the noise of image i depends on the seed and i alone.
+    """
+    epsilon = noise(seed, len(columns[0]), (samples, call.engine.latent_dim))
     room = asyncio.Semaphore(IMAGES_SCORED_AT_ONCE)
 
-    async def weigh(i: int) -> Columns:
-        repeated = (np.broadcast_to(column[i], (samples, *column.shape[1:])) for column in (x, mu, sigma))
+    async def draw(i: int) -> Columns:
+        repeated = (np.broadcast_to(column[i], (samples, *column.shape[1:])) for column in columns)
         async with room:
-            return await call.run(call.engine.weigh, *repeated, epsilon[i])
+            return await call.run(op, *repeated, epsilon[i])
 
-    weighed = await asyncio.gather(*(weigh(i) for i in range(len(x))))
-    log_likelihood, log_ratio = (np.stack(column) for column in zip(*weighed, strict=True))  # (N, samples) each
-    return engines.summarize(call.engine, mu, sigma, log_likelihood, log_ratio)
+    drawn = await asyncio.gather(*(draw(i) for i in range(len(epsilon))))
+    return tuple(np.stack(column) for column in zip(*drawn, strict=True))
 
 
 def description(service: Service) -> dict[str, Any]:

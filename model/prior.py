@@ -16,7 +16,13 @@ PriorName = Literal["standard_normal"]
 
 
 class StandardNormal(nn.Module):
-    """N(0, I), the prior of Kingma & Welling (2014); nothing to learn."""
+    """N(0, I), the prior of Kingma & Welling (2014); nothing to learn.
+
+    Attributes:
+        closed_form_kl: whether KL[q(z|x) || p(z)] of a diagonal normal q has a closed form.
+    """
+
+    closed_form_kl = True
 
     def log_prob(self, z: Tensor) -> Tensor:
         """Return ``log p(z)`` of each row of ``z (N, D)`` in nats, ``(N,)``."""

@@ -12,6 +12,7 @@ from app.batching import Op
 from app.engine import Engine
 from app.running import DeviceLost
 from app.settings import Settings, SettingsError
+from app.summaries import summarize
 from model import checkpoint
 from model.elbo import log_weights
 from model.gaussian import noise
@@ -77,7 +78,7 @@ def test_summary_keeps_its_identities(engine: Engine, images: np.ndarray) -> Non
         for i in range(len(images))
     ]
     likelihood, ratio = (np.stack(column) for column in zip(*weighed, strict=True))
-    fields = engines.summarize(engine, mu, sigma, likelihood, ratio)
+    fields = summarize(engine, mu, sigma, likelihood, ratio)
     np.testing.assert_allclose(fields["elbo"], fields["reconstruction"] - fields["kl"])
     np.testing.assert_allclose(fields["kl"], kl, rtol=1e-4)
     assert (fields["log_likelihood"] >= likelihood.mean(1) + ratio.mean(1)).all()  # Jensen, for the same draws
@@ -89,7 +90,7 @@ def test_percentile_counts_the_held_out_images_that_are_stranger(engine: Engine)
     columns = np.zeros((3, 4), np.float32), np.ones((3, 4), np.float32)
     elbo = np.array([-90.0, -50.0, -10.0])
     likelihood = np.repeat(elbo[:, None], 2, axis=1)  # the KL of N(0, I) from itself is 0
-    fields = engines.summarize(engine, *columns, likelihood, np.zeros((3, 2)))
+    fields = summarize(engine, *columns, likelihood, np.zeros((3, 2)))
     held_out = engine.notes.held_out_elbo
     np.testing.assert_allclose(fields["percentile"], [0, 100 * (held_out < -50).mean(), 100])
 
@@ -113,7 +114,7 @@ def test_sizes_that_round_differently_are_not_used(path: Path, monkeypatch: pyte
 
     object.__setattr__(odd.decode, "run", decode)
     odd.warm_up()
-    assert seen == [16, 1, 2, 4, 8, 16]
+    assert seen == [16, 1, 2, 4, 8, 16]  # the largest first
     assert odd._buckets == [8, 16]
 
 
