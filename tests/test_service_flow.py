@@ -1,5 +1,6 @@
 """Under a learned prior a KL has no closed form: what /kl, /score, /sample and the metrics then answer."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -8,11 +9,14 @@ import httpx
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from conftest import StartServer, client_of
+from PIL import Image
 from service_answers import answer, problem, same_bits
 from service_pictures import NPY, from_tensors, npy
 from tiny import CONFIG, tiny_vae
 
+from app import cli
 from app.client import Client
 from model import checkpoint
 from model.elbo import log_ratio, posterior_kl, quadrature
@@ -238,3 +242,15 @@ def test_the_client_has_the_error_of_a_divergence_and_of_a_score(flow: httpx.Cli
         scores = client.score(GREY, samples=16, seed=4)
         assert scores.kl_standard_error is not None
         assert client.kl_posterior([[0.0]], [[1.0]]).method == "closed_form"
+
+
+def test_the_command_line_shows_an_error_in_place_of_parts(flow: httpx.Client, tmp_path: Path) -> None:
+    Image.fromarray(GREY[0, 0]).save(tmp_path / "noise.png")
+    arguments = ["--url", str(flow.base_url).rstrip("/"), "--json", str(tmp_path / "noise.png")]
+    divergence, score = (CliRunner().invoke(cli.main, [name, *arguments]) for name in ("kl", "score"))
+    assert divergence.exit_code == 0, divergence.output
+    found = json.loads(divergence.stdout)
+    assert found["per_dimension"] is None
+    assert len(found["kl"]) == len(found["standard_error"]) == 1
+    assert score.exit_code == 0, score.output
+    assert json.loads(score.stdout)["images"][0]["kl_standard_error"] > 0
