@@ -47,6 +47,7 @@ class Batches:
         held_out, self._rows = order.tensor_split([min(validation, len(images) // VALIDATION_SHARE)])
         self.validation = frozen_targets(images[held_out.numpy()], binarize, VALIDATION_SEED).to(device)
         self.reference = images[(held_out if len(held_out) else order[:REFERENCES]).numpy()]
+        self._rows = self._rows.to(device)
         self.count = len(self._rows)
         self.size = min(size, self.count)
         self.per_epoch = self.count // self.size
@@ -54,19 +55,21 @@ class Batches:
         self._seed, self._binarize, self._device = seed, binarize, device
         self._epoch, self._order = -1, self._rows
 
-    def at(self, step: int, latent_dim: int) -> tuple[Tensor, Tensor]:
-        """Return the targets ``(B, C, H, W)`` and the noise ``(B, latent_dim)`` of step number ``step``, from 0."""
+    def at(self, step: int, latent_dim: int, draws: int = 1) -> tuple[Tensor, Tensor]:
+        """Return the targets ``(B, C, H, W)`` and the noise ``(B, draws, latent_dim)`` of step number ``step``, from 0.
+
+        They are made on the device, whose kind decides which numbers a seed stands for.
+        """
         epoch, index = divmod(step, self.per_epoch)
         if epoch != self._epoch:
-            shuffled = torch.randperm(self.count, generator=self._generator(epoch, 1))
+            shuffled = torch.randperm(self.count, generator=self._generator(epoch, 1), device=self._device)
             self._epoch, self._order = epoch, self._rows[shuffled]
-        chosen = self._order[index * self.size : (index + 1) * self.size]
-        x = self._images[chosen.to(self._device)].float() / 255
+        x = self._images[self._order[index * self.size : (index + 1) * self.size]].float() / 255
         generator = self._generator(step, 2)
         if self._binarize:
-            x = (torch.rand(x.shape, generator=generator).to(self._device) < x).float()
-        return x, torch.randn(len(x), latent_dim, generator=generator).to(self._device)
+            x = (torch.rand(x.shape, generator=generator, device=self._device) < x).float()
+        return x, torch.randn(len(x), draws, latent_dim, generator=generator, device=self._device)
 
     def _generator(self, number: int, stream: int) -> torch.Generator:
         mixed = np.random.SeedSequence([self._seed, number, stream]).generate_state(1, np.uint64)[0]
-        return torch.Generator().manual_seed(int(mixed >> np.uint64(1)))
+        return torch.Generator(self._device).manual_seed(int(mixed >> np.uint64(1)))

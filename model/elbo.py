@@ -8,7 +8,7 @@ here.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from torch import Tensor
 from model.gaussian import draw, kl_to_standard_normal, log_prob, noise
 from model.vae import VAE
 
+ObjectiveName = Literal["elbo", "iwae", "dreg"]
 QUADRATURE_PAIRS = 4
 
 
@@ -24,7 +25,7 @@ class Terms(NamedTuple):
 
     Attributes:
         reconstruction: ``log p(x|z)`` of the draw.
-        kl: ``KL[q(z|x) || p(z)]``, in closed form.
+        kl: ``KL[q(z|x) || p(z)]``, in closed form where the prior has one, else by the same draw.
     """
 
     reconstruction: Tensor
@@ -37,7 +38,7 @@ class Terms(NamedTuple):
 
 
 def elbo_terms(vae: VAE, x: Tensor, epsilon: Tensor, precision: torch.dtype = torch.float32) -> Terms:
-    """Return ``E_q[log p(x|z)]`` by one draw and ``KL[q(z|x) || p(z)]`` in closed form, of each image.
+    """Return ``E_q[log p(x|z)]`` by one draw and ``KL[q(z|x) || p(z)]`` of each image.
 
     ``log p(x) >= E_q[log p(x|z)] - KL`` (Kingma & Welling 2014, equation 3).
 
@@ -48,9 +49,65 @@ def elbo_terms(vae: VAE, x: Tensor, epsilon: Tensor, precision: torch.dtype = to
         precision: of the convolutions; every term is computed in float32.
     """
     mu, sigma = vae.encode(x, precision)
+    return _terms(vae, x, mu, sigma, epsilon, precision)
+
+
+def _terms(vae: VAE, x: Tensor, mu: Tensor, sigma: Tensor, epsilon: Tensor, precision: torch.dtype) -> Terms:
     z = draw(mu, sigma, epsilon)
     reconstruction = vae.likelihood.log_prob(x, vae.decode(z, precision))
-    return Terms(reconstruction, kl_to_standard_normal(mu, sigma).sum(1))
+    if vae.prior.closed_form_kl:
+        return Terms(reconstruction, kl_to_standard_normal(mu, sigma).sum(1))
+    return Terms(reconstruction, log_prob(z, mu, sigma).sum(1) - vae.prior.log_prob(z))
+
+
+def training_loss(
+    vae: VAE,
+    x: Tensor,
+    epsilon: Tensor,
+    objective: ObjectiveName = "elbo",
+    kl_weight: float | Tensor = 1.0,
+    precision: torch.dtype = torch.float32,
+) -> tuple[Tensor, Tensor]:
+    """Return what a training step minimizes, and the negative bound that it stands for, ``(N,)`` each, in nats.
+
+    ``elbo`` is the negative ELBO, averaged over the draws. ``iwae`` is the negative importance-weighted bound (Burda et
+    al. 2016). ``dreg`` has the same value and, for the encoder, the doubly reparameterized gradient (Tucker et al.
+    2019), whose signal does not drown as ``K`` grows: of the loss only its gradient means something there.
+
+    Args:
+        vae: encoder, decoder, likelihood and prior.
+        x: pixels in 0..1, ``(N, C, H, W)``.
+        epsilon: standard normal noise, ``(N, K, D)``.
+        objective: which of the three.
+        kl_weight: of the KL, or of ``log p(z) - log q(z|x)``, in the loss; the bound has it at 1.
+        precision: of the convolutions; the terms themselves are computed in float32 and float64.
+    """
+    images, draws = epsilon.shape[:2]
+    mu, sigma = vae.encode(x, precision)
+    x, mu, sigma = _repeated(draws, x, mu, sigma)
+    per_row = epsilon.flatten(0, 1)  # (N*K, D)
+    if objective == "elbo":
+        terms = _terms(vae, x, mu, sigma, per_row, precision)
+        loss = (kl_weight * terms.kl - terms.reconstruction).view(images, draws).mean(1)
+        return loss, -terms.elbo.detach().view(images, draws).mean(1)
+    z = draw(mu, sigma, per_row)
+    if objective == "dreg":
+        mu, sigma = mu.detach(), sigma.detach()  # the gradient of q's own parameters goes through z alone
+    log_likelihood, ratio = _weigh(vae, x, mu, sigma, z, precision)
+    log_w = (log_likelihood + kl_weight * ratio).view(images, draws)
+    bound = -importance_bound((log_likelihood + ratio).detach().view(images, draws))
+    if objective == "iwae":
+        return -importance_bound(log_w), bound
+    return _doubly_reparameterized(z, log_w), bound
+
+
+def _doubly_reparameterized(z: Tensor, log_w: Tensor) -> Tensor:
+    """Return ``(N,)`` whose gradient weighs that of a draw by its share, and once more on its way through ``z``."""
+    shares = torch.softmax(log_w.detach(), 1)  # (N, K)
+    if z.requires_grad:
+        per_draw = shares.flatten()[:, None].to(z.dtype)
+        z.register_hook(lambda gradient: gradient * per_draw)  # type: ignore[no-untyped-call]
+    return -(shares * log_w).sum(1)
 
 
 def log_likelihood_and_ratio(
@@ -69,7 +126,10 @@ def log_likelihood_and_ratio(
         epsilon: standard normal noise, ``(N, D)``.
         precision: of the convolutions; the terms themselves are computed in float32 and float64.
     """
-    z = draw(mu, sigma, epsilon)
+    return _weigh(vae, x, mu, sigma, draw(mu, sigma, epsilon), precision)
+
+
+def _weigh(vae: VAE, x: Tensor, mu: Tensor, sigma: Tensor, z: Tensor, precision: torch.dtype) -> tuple[Tensor, Tensor]:
     log_likelihood = vae.likelihood.log_prob(x, vae.decode(z, precision))
     return log_likelihood.double(), _ratio(vae, mu, sigma, z)
 
@@ -115,9 +175,14 @@ def log_weights(
     Arguments as for :func:`log_likelihood_and_ratio`, but ``epsilon`` is ``(N, K, D)``.
     """
     images, draws = epsilon.shape[:2]
-    rows = [value[:, None].expand(images, draws, *value.shape[1:]).flatten(0, 1) for value in (x, mu, sigma)]
+    rows = _repeated(draws, x, mu, sigma)
     log_likelihood, ratio = log_likelihood_and_ratio(vae, rows[0], rows[1], rows[2], epsilon.flatten(0, 1), precision)
     return (log_likelihood + ratio).view(images, draws)  # (N, K)
+
+
+def _repeated(draws: int, *values: Tensor) -> list[Tensor]:
+    """Return each of ``values (N, ...)`` with every row ``draws`` times in a row, ``(N*draws, ...)``."""
+    return [value[:, None].expand(len(value), draws, *value.shape[1:]).flatten(0, 1) for value in values]
 
 
 def importance_bound(log_w: Tensor) -> Tensor:

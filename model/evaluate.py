@@ -31,7 +31,7 @@ from model.latent_map import ACTIVE, write_map
 from model.pictures import save_pictures
 from model.pixels import to_unit
 from model.probe import linear_probe
-from model.scores import bounds, frozen_targets, mean_terms, posterior, soft_elbo
+from model.scores import bounds, device_of, frozen_targets, mean_terms, place, posterior, soft_elbo
 from model.vae import VAE
 
 SEED = 20_200_522
@@ -75,37 +75,45 @@ def log_likelihood(vae: VAE, x: Tensor, protocol: Protocol) -> dict[str, Any]:
 
 
 def evaluate(vae: VAE, dataset: data.Dataset, protocol: Protocol) -> dict[str, Any]:
-    """Return every figure of the protocol as JSON values; all on the CPU in float32."""
-    binarize = vae.likelihood.discrete_targets
-    x = frozen_targets(dataset.test, binarize, protocol.seed)
+    """Return every figure of the protocol as JSON values; computed in float32 where the network is."""
+    binarize, device = vae.likelihood.discrete_targets, device_of(vae)
+    targets = frozen_targets(dataset.test, binarize, protocol.seed)
+    x = targets.to(device)
     seen = dataset.train[_some(len(dataset.train), len(x), protocol.seed)]
     terms = mean_terms(vae, x, protocol.seed)
-    on_seen = mean_terms(vae, frozen_targets(seen, binarize, protocol.seed + 1), protocol.seed)
+    on_seen = mean_terms(vae, frozen_targets(seen, binarize, protocol.seed + 1).to(device), protocol.seed)
     mu, sigma = posterior(vae, x)
-    kl = kl_to_standard_normal(mu.double(), sigma.double()).mean(0)  # (D,)
     return {
         "images": len(x),
         "binarization": "dynamic, frozen for the evaluation" if binarize else "none",
-        "targets_sha256": _sha256(x, binarize),
+        "targets_sha256": _sha256(targets, binarize),
         "negative_elbo": -terms.elbo,
         "reconstruction": terms.reconstruction,
         "kl": terms.kl,
         "train_negative_elbo": -on_seen.elbo,
         "train_test_gap": on_seen.elbo - terms.elbo,
         "active_units": int((mu.var(0) > ACTIVE).sum()),
-        "kl_per_dimension": [round(value, 4) for value in kl.tolist()],
+        **kl_per_dimension(vae, mu, sigma),
         **log_likelihood(vae, x, protocol),
         **probe_accuracy(vae, dataset),
         **flops(vae),
     }
 
 
+def kl_per_dimension(vae: VAE, mu: Tensor, sigma: Tensor) -> dict[str, list[float]]:
+    """Return the mean KL of each latent of posteriors ``(N, D)``; nothing under a prior that joins the latents."""
+    if not vae.prior.closed_form_kl:
+        return {}
+    kl = kl_to_standard_normal(mu.double(), sigma.double()).mean(0)  # (D,)
+    return {"kl_per_dimension": [round(value, 4) for value in kl.tolist()]}
+
+
 def probe_accuracy(vae: VAE, dataset: data.Dataset) -> dict[str, float]:
     """Return the accuracy of a linear probe on ``mu`` of the grey images; nothing where there are no labels."""
     if dataset.train_labels is None or dataset.test_labels is None:
         return {}
-    seen, _ = posterior(vae, torch.from_numpy(to_unit(dataset.train)))
-    met, _ = posterior(vae, torch.from_numpy(to_unit(dataset.test)))
+    images = (torch.from_numpy(to_unit(part)).to(device_of(vae)) for part in (dataset.train, dataset.test))
+    seen, met = (posterior(vae, part)[0].cpu() for part in images)
     return {"linear_probe_accuracy": linear_probe(seen, dataset.train_labels, met, dataset.test_labels)}
 
 
@@ -121,7 +129,7 @@ def flops(vae: VAE) -> dict[str, float]:
         ("decode_mflop", vae.decode, (vae.config.latent_dim,)),
     ):
         with FlopCounterMode(display=False) as counter:
-            call(torch.zeros(1, *shape))
+            call(torch.zeros(1, *shape, device=device_of(vae)))
         counts[name] = counter.get_total_flops() / 1e6
     return counts
 
@@ -158,19 +166,25 @@ FILE, FOLDER = click.Path(path_type=Path, exists=True, dir_okay=False), click.Pa
 @click.option("--few", type=AT_LEAST_1, default=Protocol.few, help="Draws on all held-out images.")
 @click.option("--many", type=AT_LEAST_1, default=Protocol.many, help="Draws on the control images.")
 @click.option("--control", type=AT_LEAST_2, default=Protocol.control, help="Held-out images that get many draws.")
+@click.option("--device", default="cpu", help="cpu, cuda or mps.")
 @click.option("--threads", type=click.IntRange(min=0), default=0, help="Processor threads; 0: as many as cores.")
 @click.option("--command", default="", help="The training command, for the model card; default: as recorded.")
-def main(path: Path, name: str | None, data_dir: Path | None, threads: int, command: str, **draws: int) -> None:
+def main(
+    path: Path, name: str | None, data_dir: Path | None, device: str, threads: int, command: str, **draws: int
+) -> None:
     """Score a checkpoint on held-out images; write the figures into it, into PATH's .json and into a model card."""
     torch.set_num_threads(threads or torch.get_num_threads())
+    torch.backends.cudnn.allow_tf32 = False  # float32 means float32
     began, protocol = time.monotonic(), Protocol(**draws)
     try:
         loaded = checkpoint.load(path)
         trained_on = str(loaded.notes.training.get("data", "mnist"))
         dataset = data.load(name or trained_on, loaded.vae.config.image_shape, data_dir)
+        loaded.vae.to(place(device))
         metrics = {"data": dataset.name, **asdict(protocol), **evaluate(loaded.vae, dataset, protocol)}
         metrics["seconds"] = round(time.monotonic() - began, 1)
-        metrics["hardware"] = f"{_processor()}, {torch.get_num_threads()} threads, fp32"
+        metrics["hardware"] = f"{_hardware(loaded.vae)}, fp32"
+        loaded.vae.to("cpu")
         if command:
             training = loaded.notes.training | {"command": command}
             loaded = replace(loaded, notes=replace(loaded.notes, training=training))
@@ -178,6 +192,12 @@ def main(path: Path, name: str | None, data_dir: Path | None, threads: int, comm
     except (ValueError, OSError) as error:
         raise click.ClickException(str(error)) from error
     click.echo(json.dumps({key: value for key, value in metrics.items() if key != "kl_per_dimension"}, indent=2))
+
+
+def _hardware(vae: VAE) -> str:
+    if device_of(vae).type == "cuda":
+        return torch.cuda.get_device_name(device_of(vae))
+    return f"{_processor()}, {torch.get_num_threads()} threads"
 
 
 def _processor() -> str:

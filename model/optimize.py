@@ -36,7 +36,8 @@ def make_optimizer(network: nn.Module, learning_rate: float, weight_decay: float
     for name, parameter in network.named_parameters():
         (decayed if name.endswith("weight") and parameter.ndim > 1 else kept).append(parameter)
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.99), foreach=True)
+    fused = decayed[0].device.type == "cuda"
+    return torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.99), foreach=not fused, fused=fused)
 
 
 def learning_rate_at(peak: float, step: int, warmup_steps: int, progress: float) -> float:

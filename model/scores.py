@@ -79,8 +79,8 @@ def bounds(vae: VAE, x: Tensor, draws: int, items: NDArray[Any], seed: int) -> N
     difference between two numbers of draws is then nearly free of noise.
 
     Args:
-        vae: on the CPU.
-        x: targets of all images, ``(N, C, H, W)``.
+        vae: on the device that computes.
+        x: targets of all images, ``(N, C, H, W)``, there too.
         draws: ``K``.
         items: indices into ``x``, ``(M,)``, M at least 1.
         seed: of the noise.
@@ -94,8 +94,9 @@ def bounds(vae: VAE, x: Tensor, draws: int, items: NDArray[Any], seed: int) -> N
         for start in range(0, len(items), step := max(1, ROWS // draws)):
             chosen = slice(start, start + step)
             epsilon = np.concatenate([noise(seed, 1, (draws, mu.shape[1]), int(item)) for item in items[chosen]])
-            weights = _chunked_weights(vae, x[items[chosen]], mu[chosen], sigma[chosen], torch.from_numpy(epsilon))
-            results.append(importance_bound(weights).numpy())
+            on_device = torch.from_numpy(epsilon).to(x.device)
+            weights = _chunked_weights(vae, x[items[chosen]], mu[chosen], sigma[chosen], on_device)
+            results.append(importance_bound(weights).cpu().numpy())
             bar.update(len(results[-1]))
     return np.concatenate(results)
 
@@ -105,24 +106,31 @@ def soft_elbo(vae: VAE, images: NDArray[np.uint8], draws: int, seed: int) -> NDA
     """Return the ELBO of grey images as a server scores them, in nats, sorted: what a percentile is read from.
 
     Args:
-        vae: on the CPU.
+        vae: on any device.
         images: ``(N, C, H, W)``, N at least 1.
-        draws: ``K`` over which ``log p(x|z)`` is averaged; the KL is in closed form.
+        draws: ``K`` over which ``log p(x|z)`` is averaged, and the KL too where it has no closed form.
         seed: of the noise.
 
     Returns:
         ``(N,)``, ascending.
     """
-    x = torch.from_numpy(to_unit(images))
+    x = torch.from_numpy(to_unit(images)).to(device_of(vae))
     mu, sigma = posterior(vae, x)
-    total = -kl_to_standard_normal(mu.double(), sigma.double()).sum(1)
+    exact = vae.prior.closed_form_kl
+    kl = kl_to_standard_normal(mu.double(), sigma.double()).sum(1)
+    total = -kl if exact else torch.zeros_like(kl)
     for draw in tqdm(range(draws), desc="scores of held-out images", unit=" draws", disable=draws == 1):
-        epsilon = torch.from_numpy(noise(seed + 1 + draw, len(x), (mu.shape[1],)))
+        epsilon = torch.from_numpy(noise(seed + 1 + draw, len(x), (mu.shape[1],))).to(x.device)
         for start in range(0, len(x), ROWS):
             part = slice(start, start + ROWS)
-            log_likelihood, _ = log_likelihood_and_ratio(vae, x[part], mu[part], sigma[part], epsilon[part])
-            total[part] += log_likelihood / draws
-    return np.sort(total.numpy().astype(np.float32))
+            log_likelihood, ratio = log_likelihood_and_ratio(vae, x[part], mu[part], sigma[part], epsilon[part])
+            total[part] += (log_likelihood if exact else log_likelihood + ratio) / draws
+    return np.sort(total.cpu().numpy().astype(np.float32))
+
+
+def device_of(vae: VAE) -> torch.device:
+    """Return where the network's weights are."""
+    return next(vae.parameters()).device
 
 
 def _chunked_weights(vae: VAE, x: Tensor, mu: Tensor, sigma: Tensor, epsilon: Tensor) -> Tensor:
@@ -130,3 +138,15 @@ def _chunked_weights(vae: VAE, x: Tensor, mu: Tensor, sigma: Tensor, epsilon: Te
     per_chunk = max(1, ROWS // len(x))
     chunks = torch.split(epsilon, per_chunk, dim=1)
     return torch.cat([log_weights(vae, x, mu, sigma, chunk) for chunk in chunks], dim=1)
+
+
+def place(name: str) -> torch.device:
+    """Return the device called ``name``.
+
+    Raises:
+        ValueError: it is not there.
+    """
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:  # the latter from a torch that was built without CUDA
+        raise ValueError(f"--device {name}: {str(error).splitlines()[0]}") from error

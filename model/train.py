@@ -26,8 +26,8 @@ from tqdm import tqdm
 
 from model import checkpoint, data
 from model.batches import VALIDATION_SEED, Batches
-from model.elbo import elbo_terms
 from model.golden import with_golden
+from model.gradients import Gradients
 from model.latent_map import write_map
 from model.optimize import (
     DivergedError,
@@ -38,7 +38,7 @@ from model.optimize import (
     make_optimizer,
 )
 from model.pictures import save_pictures
-from model.scores import mean_terms, soft_elbo
+from model.scores import mean_terms, place, soft_elbo
 from model.train_config import PRESETS, TrainConfig, config_options
 from model.training_state import SavedState, TrainingState, read_state
 from model.vae import VAE
@@ -66,14 +66,15 @@ class Training:
             ValueError: there is no such device here.
         """
         self.config, self.out, self.trained_on = config, out, dataset.name
-        self.device = _device(config.device)
-        self.precision = torch.bfloat16 if config.precision == "bf16" else torch.float32
+        self.device = place(config.device)
         torch.manual_seed(config.seed)
         vae = VAE(config.network()).to(self.device)
         binarize = vae.likelihood.discrete_targets
         self.batches = Batches(dataset.train, config.batch_size, config.validation, binarize, config.seed, self.device)
         optimizer = make_optimizer(vae, config.learning_rate, config.weight_decay)
         self.state = TrainingState(vae, optimizer, MovingAverage(vae, config.ema))
+        precision = torch.bfloat16 if config.precision == "bf16" else torch.float32
+        self.gradients = Gradients(vae, config.objective, precision)
         self.stopped_by: str | None = None
         self.started = time.monotonic()
 
@@ -92,17 +93,14 @@ class Training:
         return self.state.seconds + time.monotonic() - self.started
 
     def update(self) -> float:
-        """Do one step and return the negative ELBO of its batch, averaged, in nats (unweighted).
+        """Do one step and return the negative bound of its batch, averaged, in nats (unweighted).
 
         Raises:
             DivergedError: the gradients have not been finite for many steps.
         """
         state, config, progress = self.state, self.config, self.progress()
-        x, epsilon = self.batches.at(state.step, config.latent_dim)
-        terms = elbo_terms(state.vae, x, epsilon, self.precision)
-        loss = (kl_weight_at(progress, config.kl_warmup) * terms.kl - terms.reconstruction).mean()
-        state.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        x, epsilon = self.batches.at(state.step, config.latent_dim, config.draws)
+        bound = self.gradients(x, epsilon, kl_weight_at(progress, config.kl_warmup))
         gradients = [p.grad for p in state.vae.parameters() if p.grad is not None]
         norm = nn.utils.get_total_norm(gradients)
         if self.accepts(float(norm)):
@@ -113,7 +111,7 @@ class Training:
             state.optimizer.step()
             state.average.update(state.vae, state.step)
         state.step += 1
-        return -float(terms.elbo.detach().mean())
+        return float(bound)
 
     def accepts(self, norm: float) -> bool:
         """Ask the guard about a gradient's norm, naming the first bad tensor where training has to end."""
@@ -141,7 +139,8 @@ class Training:
 
         An evaluation at any other step would make the best checkpoint of a resumed run another one.
         """
-        every = self.batches.per_epoch * math.ceil(STEPS_BETWEEN_EVALUATIONS / self.batches.per_epoch)
+        epochs = max(self.config.evaluate_every, math.ceil(STEPS_BETWEEN_EVALUATIONS / self.batches.per_epoch))
+        every = self.batches.per_epoch * epochs
         began, first, total, counted = time.monotonic(), self.state.step, 0.0, 0
         while True:
             loss = self.update()
@@ -229,13 +228,6 @@ class Training:
             raise data.DataError(f"that run had {before} training images, there are {self.batches.count} now")
         self.state.restore(saved)
         self.started = time.monotonic()
-
-
-def _device(name: str) -> torch.device:
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:  # the latter from a torch that was built without CUDA
-        raise ValueError(f"--device {name}: {str(error).splitlines()[0]}") from error
 
 
 @contextmanager

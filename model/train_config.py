@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeVar, get_args
 
 import click
 
+from model.elbo import ObjectiveName
 from model.likelihood import LikelihoodName
 from model.prior import PriorName
 from model.vae import VAEConfig
@@ -59,6 +60,7 @@ def _field(default: Any, text: str, least: float = 0, most: float = MOST, kind: 
 
 LIKELIHOODS = click.Choice(get_args(LikelihoodName))
 PRIORS = click.Choice(get_args(PriorName))
+OBJECTIVES = click.Choice(get_args(ObjectiveName))
 PRECISIONS = click.Choice(get_args(PrecisionName))
 
 
@@ -84,6 +86,10 @@ class TrainConfig:
     hidden: int = _field(256, "Units between the last stage and the latents.", 1)
     likelihood: LikelihoodName = field(default="bernoulli", metadata=_about("Of a pixel, given z.", kind=LIKELIHOODS))
     prior: PriorName = field(default="standard_normal", metadata=_about("Of the latents.", kind=PRIORS))
+    flow_couplings: int = _field(20, "Couplings of a realnvp prior.", 1)
+    flow_hidden: int = _field(250, "Hidden units of each coupling.", 1)
+    objective: ObjectiveName = field(default="elbo", metadata=_about("What is maximized.", kind=OBJECTIVES))
+    draws: int = _field(1, "Draws K of z for each image and step.", 1)
     batch_size: int = _field(256, "Images per step; all of them where there are fewer.", 1)
     learning_rate: float = _field(1e-3, "Peak learning rate of AdamW.", most=1)
     weight_decay: float = _field(1e-4, "Weight decay, on matrices and kernels only.", most=1)
@@ -94,6 +100,7 @@ class TrainConfig:
     epochs: int = _field(200, "Most passes over the data.", 1)
     max_steps: int = _field(0, "Most updates; 0: no limit.")
     time_budget: float = _field(0.0, "Most training time, annealed to end with it; 0: no limit.", kind=duration)
+    evaluate_every: int = _field(1, "Epochs between evaluations.", 1)
     validation: int = _field(1000, "Training images that choose the best weights; a tenth of all at most.")
     precision: PrecisionName = field(default="bf16", metadata=_about("Of the convolutions.", kind=PRECISIONS))
     device: str = _field("cpu", "cpu, cuda or mps.")
@@ -107,8 +114,9 @@ class TrainConfig:
                 raise ValueError(f"{flag_of(item.name)}: got {value}; expected {least:g} to {most:g}")
         if self.channels == 2:
             raise ValueError("--channels: got 2; expected 1 or 3")
-        if self.precision not in get_args(PrecisionName):
-            raise ValueError(f"--precision: got '{self.precision}'; expected bf16 or fp32")
+        for name, known in (("precision", PrecisionName), ("objective", ObjectiveName)):
+            if getattr(self, name) not in get_args(known):
+                raise ValueError(f"--{name}: got '{getattr(self, name)}'; expected {' or '.join(get_args(known))}")
         self.network()
 
     def network(self) -> VAEConfig:

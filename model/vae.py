@@ -19,6 +19,7 @@ from model.prior import PriorName, make_prior
 
 LOG_SIGMA_MIN, LOG_SIGMA_MAX = -7.0, 2.0
 MAX_SIZE, MAX_STAGES, MAX_BLOCKS = 65_536, 8, 256  # a checkpoint's configuration is a stranger's word
+ADDED = {"flow_couplings", "flow_hidden"}  # fields that a checkpoint of the first release does not have
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,8 @@ class VAEConfig:
         hidden: units of the layer between the last stage and the latents.
         likelihood: name of ``p(x|z)``.
         prior: name of ``p(z)``.
+        flow_couplings: couplings of a ``realnvp`` prior.
+        flow_hidden: units of the hidden layer of each coupling.
 
     Raises:
         ValueError: a size is not a positive integer or beyond reason, sizes contradict each other, or a name is
@@ -55,6 +58,8 @@ class VAEConfig:
     hidden: int = 256
     likelihood: LikelihoodName = "bernoulli"
     prior: PriorName = "standard_normal"
+    flow_couplings: int = 20
+    flow_hidden: int = 250
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.widths) <= MAX_STAGES or len(self.widths) != len(self.blocks):
@@ -62,11 +67,15 @@ class VAEConfig:
                 f"got {len(self.widths)} widths and {len(self.blocks)} numbers of blocks; expected one of each "
                 f"for every stage, and 1 to {MAX_STAGES} stages"
             )
-        sizes = (self.channels, self.height, self.width, self.latent_dim, self.patch, self.hidden)
-        if any(type(size) is not int or not 1 <= size <= MAX_SIZE for size in sizes + self.widths + self.blocks):
+        single = (self.channels, self.height, self.width, self.latent_dim, self.patch, self.hidden)
+        sizes = (*single, self.flow_couplings, self.flow_hidden, *self.widths, *self.blocks)
+        if any(type(size) is not int or not 1 <= size <= MAX_SIZE for size in sizes):
             raise ValueError(f"every size must be an integer from 1 to {MAX_SIZE}: {self}")
-        if sum(self.blocks) > MAX_BLOCKS:
-            raise ValueError(f"got {sum(self.blocks)} residual blocks; expected at most {MAX_BLOCKS}")
+        if max(sum(self.blocks), self.flow_couplings) > MAX_BLOCKS:
+            raise ValueError(
+                f"got {sum(self.blocks)} residual blocks and {self.flow_couplings} couplings; expected at most "
+                f"{MAX_BLOCKS} of each"
+            )
         if self.height % self.stride or self.width % self.stride:
             raise ValueError(
                 f"got images of {self.height}x{self.width}; with patch {self.patch} and {len(self.widths)} "
@@ -75,6 +84,8 @@ class VAEConfig:
         for name, known in ((self.likelihood, LikelihoodName), (self.prior, PriorName)):
             if name not in get_args(known):
                 raise ValueError(f"got {name!r}; expected one of {', '.join(get_args(known))}")
+        if self.prior == "realnvp" and self.latent_dim == 1:
+            raise ValueError("got a realnvp prior over 1 latent; expected 2 or more latents, as it couples them")
 
     @property
     def stride(self) -> int:
@@ -97,15 +108,15 @@ class VAEConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> VAEConfig:
-        """Rebuild a configuration that :meth:`to_dict` wrote.
+        """Rebuild a configuration that :meth:`to_dict` wrote; what an earlier release did not know has its default.
 
         Raises:
             ValueError: a field is missing, unknown or of the wrong kind.
         """
         known = {field.name for field in fields(cls)}
-        if set(values) != known:
-            odd = ", ".join(sorted(map(str, set(values) ^ known)))
-            raise ValueError(f"fields of the configuration are missing or unknown to this release: {odd}")
+        if odd := (set(values) ^ known) - (ADDED - set(values)):
+            names = ", ".join(sorted(map(str, odd)))
+            raise ValueError(f"fields of the configuration are missing or unknown to this release: {names}")
         try:
             lists = {name: tuple(values[name]) for name in ("widths", "blocks")}
             return cls(**{**values, **lists})
@@ -207,7 +218,7 @@ class VAE(nn.Module):
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
         self.likelihood = make_likelihood(config.likelihood, config.channels)
-        self.prior = make_prior(config.prior, config.latent_dim)
+        self.prior = make_prior(config.prior, config.latent_dim, config.flow_couplings, config.flow_hidden)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def encode(self, x: Tensor, precision: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
@@ -250,4 +261,4 @@ def _autocast(like: Tensor, precision: torch.dtype) -> AbstractContextManager[ob
     """Return what runs convolutions in ``precision``; nothing at all for float32."""
     if precision is torch.float32:
         return nullcontext()
-    return torch.autocast(like.device.type, dtype=precision)
+    return torch.autocast(like.device.type, dtype=precision, cache_enabled=False)  # each weight is used once

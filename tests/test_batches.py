@@ -57,7 +57,8 @@ def test_grey_pixels_stay_grey_for_other_likelihoods() -> None:
     x, epsilon = batches(binarize=False).at(0, 3)
     assert x.dtype == torch.float32
     assert x.shape == (16, 1, 2, 2)
-    assert epsilon.shape == (16, 3)
+    assert epsilon.shape == (16, 1, 3)
+    assert batches(binarize=False).at(0, 3, draws=5)[1].shape == (16, 5, 3)
     assert len(x.unique()) == 16
 
 

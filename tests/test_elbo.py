@@ -36,7 +36,7 @@ class Linear:
 
     def __init__(self, shift: float = 0.0, factor: float = 1.0) -> None:
         self.shift, self.factor = shift, factor
-        self.prior = SimpleNamespace(log_prob=lambda z: log_prob_standard(z).sum(-1))
+        self.prior = SimpleNamespace(closed_form_kl=True, log_prob=lambda z: log_prob_standard(z).sum(-1))
         self.likelihood = SimpleNamespace(
             log_prob=lambda x, output: Normal(output, SPREAD).log_prob(x).flatten(1).sum(1)
         )

@@ -136,7 +136,7 @@ def test_the_loss_is_summed_over_pixels_and_latents_and_averaged_over_the_batch(
     training = Training(runs.replace(TINY, precision="fp32"), runs.dataset(), tmp_path)
     x, epsilon = training.batches.at(0, TINY.latent_dim)
     with torch.no_grad():
-        terms = elbo_terms(training.state.vae, x, epsilon)
+        terms = elbo_terms(training.state.vae, x, epsilon[:, 0])
     assert training.update() == pytest.approx(-float(terms.elbo.mean()), rel=1e-6)
     assert 40 < -float(terms.elbo.mean()) < 50  # 64 pixels times ln 2 before the first step
 
@@ -148,7 +148,8 @@ def norm_of(parameters: Iterable[torch.nn.Parameter]) -> float:
 def test_gradients_are_those_of_the_mean_weighted_loss_clipped_to_the_global_norm(tmp_path: Path) -> None:
     training = Training(runs.replace(TINY, precision="fp32", clip=0.01), runs.dataset(), tmp_path)
     vae = copy.deepcopy(training.state.vae)
-    terms = elbo_terms(vae, *training.batches.at(0, TINY.latent_dim))
+    x, epsilon = training.batches.at(0, TINY.latent_dim)
+    terms = elbo_terms(vae, x, epsilon[:, 0])
     (0.1 * terms.kl - terms.reconstruction).mean().backward()
     training.update()
     assert training.state.guard.norms[0] == pytest.approx(norm_of(vae.parameters()), rel=1e-5)
@@ -218,8 +219,8 @@ def test_a_single_bad_batch_is_skipped_and_the_log_stays_json(
     training = Training(TINY, runs.dataset(), tmp_path)
     at = training.batches.at
 
-    def poisoned(step: int, latent_dim: int) -> Any:
-        x, epsilon = at(step, latent_dim)
+    def poisoned(step: int, latent_dim: int, draws: int) -> Any:
+        x, epsilon = at(step, latent_dim, draws)
         return (x * torch.nan if step in (3, 10, 11, 12, 13, 14) else x), epsilon
 
     monkeypatch.setattr(training.batches, "at", poisoned)

@@ -159,7 +159,7 @@ def test_a_configuration_survives_json(config: VAEConfig) -> None:
         ({"widths": (), "blocks": ()}, "0 widths"),
         ({"widths": (8,) * 9, "blocks": (1,) * 9}, "1 to 8 stages"),
         ({"blocks": (1, 0)}, "integer from 1"),
-        ({"blocks": (200, 200)}, "400 residual blocks; expected at most 256"),
+        ({"blocks": (200, 200)}, "400 residual blocks and 20 couplings; expected at most 256 of each"),
         ({"latent_dim": 0}, "integer from 1"),
         ({"latent_dim": 10**9}, "integer from 1 to 65536"),
         ({"latent_dim": True}, "integer from 1"),
