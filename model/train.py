@@ -216,6 +216,20 @@ class Training:
             "torch": torch.__version__,
         }
 
+    def start_from(self, other: VAE) -> None:
+        """Take the weights of ``other`` that have the same names and shapes; only the prior may be another one.
+
+        Raises:
+            CheckpointError: encoder or decoder have other shapes.
+        """
+        own = self.state.vae.state_dict()
+        taken = {n: value for n, value in other.state_dict().items() if n in own and own[n].shape == value.shape}
+        for name in own.keys() - taken.keys():
+            if not name.startswith("prior."):
+                raise checkpoint.CheckpointError(f"--start-from: {name} is missing there or has another shape")
+        self.state.vae.load_state_dict(taken, strict=False)
+        self.state.average = MovingAverage(self.state.vae, self.config.ema)
+
     def resume(self, saved: SavedState) -> None:
         """Go on from the state of a run with the same network and data.
 
@@ -272,6 +286,8 @@ def main(preset: str, out: Path | None, data_dir: Path | None, resume: bool, **f
         training = Training(config, dataset, folder)
         if saved:
             training.resume(saved)
+        elif config.start_from:
+            training.start_from(checkpoint.load(checkpoint.resolve(config.start_from)).vae)
         with _stopped_by_signals(training):
             training.run()
     except (ValueError, OSError, DivergedError) as error:

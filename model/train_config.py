@@ -88,6 +88,7 @@ class TrainConfig:
     prior: PriorName = field(default="standard_normal", metadata=_about("Of the latents.", kind=PRIORS))
     flow_couplings: int = _field(20, "Couplings of a realnvp prior.", 1)
     flow_hidden: int = _field(250, "Hidden units of each coupling.", 1)
+    start_from: str = _field("", "A bundled model or a file whose weights to start from; empty: fresh ones.")
     objective: ObjectiveName = field(default="elbo", metadata=_about("What is maximized.", kind=OBJECTIVES))
     draws: int = _field(1, "Draws K of z for each image and step.", 1)
     batch_size: int = _field(256, "Images per step; all of them where there are fewer.", 1)
@@ -142,7 +143,7 @@ class TrainConfig:
             ValueError: a value is wrong, or a field cannot change: it shapes the network, or says which images the
                 run is validated on and in which order it sees the others.
         """
-        fixed = {item.name for item in fields(VAEConfig)} | {"data", "batch_size", "validation", "seed"}
+        fixed = {item.name for item in fields(VAEConfig)} | {"start_from", "data", "batch_size", "validation", "seed"}
         for name in sorted(fixed & given.keys()):
             if given[name] != getattr(self, name):
                 raise ValueError(f"{flag_of(name)} cannot change with --resume; this run has {getattr(self, name)}")

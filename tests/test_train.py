@@ -255,3 +255,28 @@ def test_training_does_not_change_its_data(tmp_path: Path) -> None:
     before = images.copy()
     Training(TINY, Dataset("squares", images, images[:2]), tmp_path).run()
     np.testing.assert_array_equal(images, before)
+
+
+def test_a_run_can_start_from_another_model_and_learn_a_prior_for_it(tmp_path: Path, often: None) -> None:
+    runs.train(tmp_path / "first")
+    source = tmp_path / "first" / "best.safetensors"
+    given = checkpoint.load(source).vae.state_dict()
+    config = runs.replace(TINY, prior="realnvp", flow_couplings=2, flow_hidden=4, start_from=str(source))
+    training = Training(config, runs.dataset(), tmp_path / "second")
+    training.start_from(checkpoint.load(source).vae)
+    for values in (training.state.vae.state_dict(), training.state.average.values):
+        assert all(torch.equal(values[name], value) for name, value in given.items())
+    training.run()
+    assert checkpoint.load(tmp_path / "second" / "best.safetensors").vae.config.prior == "realnvp"
+
+
+def test_a_run_does_not_start_from_a_model_of_another_shape(tmp_path: Path) -> None:
+    training = Training(runs.replace(TINY, hidden=17), runs.dataset(), tmp_path)
+    with pytest.raises(checkpoint.CheckpointError, match=r"--start-from: .*another shape"):
+        training.start_from(Training(TINY, runs.dataset(), tmp_path).state.vae)
+
+
+def test_what_to_start_from_is_named_on_the_command_line(tmp_path: Path) -> None:
+    result = runs.run(*runs.arguments(tmp_path), "--start-from", str(tmp_path / "missing"))
+    assert result.exit_code == 1
+    assert "missing: no such file and no such bundled model" in result.output

@@ -30,6 +30,7 @@ OTHER = TrainConfig(
     prior="realnvp",
     flow_couplings=3,
     flow_hidden=17,
+    start_from="mnist",
     objective="dreg",
     draws=4,
     batch_size=8,
