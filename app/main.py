@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from fastapi.responses import FileResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app import openapi, problems
 from app.direct import Direct
@@ -49,7 +51,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         finally:
             await service.close()
 
-    app = FastAPI(
+    app = Application(
         title="vae-service",
         description=openapi.DESCRIPTION,
         version=VERSION,
@@ -66,11 +68,22 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         app.include_router(health, prefix=prefix, include_in_schema=not prefix)
     _add_page(app)
     problems.install(app)
-    app.add_middleware(Direct, routers=(router, health), prefixes=PREFIXES)
+    layers: ASGIApp = Direct(partial(FastAPI.__call__, app), (router, health), PREFIXES)
     if settings.cors_origin_list:
-        _allow_origins(app, settings)
-    app.add_middleware(Envelope, service=service)
+        layers = _with_origins(layers, settings)
+    app.layers = Envelope(layers, service)
     return app
+
+
+class Application(FastAPI):
+    """The framework, inside layers of ours: a request to a route of ours never gets as far as the framework's own."""
+
+    layers: ASGIApp
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request, or one event of the life cycle."""
+        scope["app"] = self
+        await (self.layers if scope["type"] == "http" else super().__call__)(scope, receive, send)
 
 
 class PageFiles(StaticFiles):
@@ -103,9 +116,9 @@ def _add_page(app: FastAPI) -> None:
     app.mount("/static", PageFiles(directory=STATIC), name="static")
 
 
-def _allow_origins(app: FastAPI, settings: Settings) -> None:
-    app.add_middleware(
-        CORSMiddleware,
+def _with_origins(app: ASGIApp, settings: Settings) -> ASGIApp:
+    return CORSMiddleware(
+        app,
         allow_origins=settings.cors_origin_list,
         allow_methods=["GET", "HEAD", "POST"],
         allow_headers=["Authorization", "Content-Type", "If-Model-Match", "If-None-Match", *OWN_HEADERS],

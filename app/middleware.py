@@ -12,23 +12,21 @@ import re
 import time
 from typing import Any
 
-from starlette.datastructures import MutableHeaders
-from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.errors import InternalError
 from app.logs import REQUEST_ID
-from app.problems import problem_response
+from app.problems import internal_error, problem_response
 from app.service import Service, Timing
 
 log = logging.getLogger("vae")
 SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 UNMATCHED = "unmatched"
 CSP = (
-    "default-src 'self'; img-src 'self' blob: data:; object-src 'none'; base-uri 'none'; frame-ancestors 'none'; "
-    "form-action 'self'"
+    b"default-src 'self'; img-src 'self' blob: data:; object-src 'none'; base-uri 'none'; frame-ancestors 'none'; "
+    b"form-action 'self'"
 )
-SECURITY = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
+SECURITY = ((b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer"))
+Headers = list[tuple[bytes, bytes]]
 
 
 class Context:
@@ -65,21 +63,13 @@ class Envelope:
         except Exception:
             log.exception("unexpected error")
             if answer.status == 0:
-                await self._internal_error(context)(scope, receive, answer.send)
+                await problem_response(internal_error(), context.request_id)(scope, receive, answer.send)
         finally:
             seconds = time.monotonic() - context.started
             self.service.metrics.observe_request(_route(scope), answer.status or 499, seconds)
-            log.debug(
-                "%s %s %d",
-                scope["method"],
-                scope["path"],
-                answer.status,
-                extra={"seconds": round(seconds, 6)},
-            )
-
-    def _internal_error(self, context: Context) -> Response:
-        text = "the service failed; this is a bug: report it with the request id"
-        return problem_response(InternalError(text), context.request_id)
+            if log.isEnabledFor(logging.DEBUG):
+                extra = {"seconds": round(seconds, 6)}
+                log.debug("%s %s %d", scope["method"], scope["path"], answer.status, extra=extra)
 
 
 class _Answer:
@@ -92,24 +82,23 @@ class _Answer:
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            self._add_headers(MutableHeaders(scope=message))
+            self._add_headers(message["headers"])
         elif self.head:
             message = {**message, "body": b""}
         await self._send(message)
 
-    def _add_headers(self, headers: MutableHeaders) -> None:
-        context = self.context
-        headers["X-Request-ID"] = context.request_id
-        for name, value in SECURITY.items():
-            headers[name] = value
-        if headers.get("Content-Type", "").startswith("text/html") and "Content-Security-Policy" not in headers:
-            headers["Content-Security-Policy"] = CSP
-        if (digest := self.service.digest) and "X-Model-Digest" not in headers:
-            headers["X-Model-Digest"] = digest
+    def _add_headers(self, headers: Headers) -> None:
+        context, given = self.context, dict(headers)
+        headers.append((b"x-request-id", context.request_id.encode()))
+        headers += SECURITY
+        if given.get(b"content-type", b"").startswith(b"text/html") and b"content-security-policy" not in given:
+            headers.append((b"content-security-policy", CSP))
+        if (digest := self.service.digest) and b"x-model-digest" not in given:
+            headers.append((b"x-model-digest", digest.encode()))
         if timing := context.timing:
             total = time.monotonic() - context.started
-            spans = {"queue": timing.queue_s, "device": timing.device_s, "total": total}
-            headers["Server-Timing"] = ", ".join(f"{name};dur={span * 1e3:.3f}" for name, span in spans.items())
+            spans = (timing.queue_s * 1e3, timing.device_s * 1e3, total * 1e3)
+            headers.append((b"server-timing", b"queue;dur=%.3f, device;dur=%.3f, total;dur=%.3f" % spans))
 
 
 def _request_id(scope: Scope) -> str:

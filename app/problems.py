@@ -44,7 +44,16 @@ def install(app: FastAPI) -> None:
     async def handle(request: Request, error: Exception) -> Response:
         return response_to(_of_framework(error), request.scope["vae"].request_id)
 
+    async def fail(request: Request, _error: Exception) -> Response:
+        return problem_response(internal_error(), request.scope["vae"].request_id)  # the error is raised again
+
     app.add_exception_handler(HTTPException, handle)
+    app.add_exception_handler(Exception, fail)
+
+
+def internal_error() -> InternalError:
+    """Return what is said of a failure that nobody expected."""
+    return InternalError("the service failed; this is a bug: report it with the request id")
 
 
 def _of_framework(error: Exception) -> ServiceError:
@@ -58,4 +67,4 @@ def _of_framework(error: Exception) -> ServiceError:
         return MethodNotAllowed(f"this path takes {allowed}", headers={"Allow": allowed})
     if 400 <= error.status_code < 500:
         return BadRequest("the request could not be read")
-    return InternalError("the service failed; this is a bug: report it with the request id")
+    return internal_error()

@@ -10,6 +10,7 @@ Sources: PNG specification (third edition), ITU-T T.81 (JPEG), TIFF 6.0 and Exif
 
 import re
 import struct
+import zlib
 from dataclasses import dataclass
 from typing import Final
 
@@ -24,6 +25,7 @@ _FULL_PASSES: Final = 16  # scans that a picture of the largest size may have
 
 _CHANNELS: Final = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # PNG color type -> samples per pixel
 _CHUNK: Final = struct.Struct(">I4s")
+_PLAIN: Final = {b"\x08\0\0\0\0": "L", b"\x08\x02\0\0\0": "RGB"}  # depth, color, packing, filters, interlacing -> mode
 _KEPT_CHUNKS: Final = frozenset({b"PLTE", b"tRNS", b"IDAT", b"IEND"})
 
 _MARKER: Final = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")  # neither fill, nor a stuffed byte, nor a restart
@@ -67,6 +69,8 @@ class ImageFile:
         height: rows, before the orientation is applied.
         exif: the Exif block, or empty.
         data: the file without profiles, texts, comments, thumbnails and whatever follows its end.
+        mode: ``L`` or ``RGB`` of a PNG that is nothing but rows of grey or RGB bytes, else empty.
+        rows: those rows as they are in the file: filtered and deflated.
     """
 
     format: str
@@ -74,6 +78,8 @@ class ImageFile:
     height: int
     exif: bytes
     data: bytes
+    mode: str = ""
+    rows: bytes = b""
 
 
 def scan(data: bytes, max_pixels: int) -> ImageFile:
@@ -110,7 +116,8 @@ def orientation(exif: bytes) -> int:
 def _scan_png(data: bytes, max_pixels: int) -> ImageFile:
     """Walk over the chunks: 4 bytes length, 4 bytes name, contents, 4 bytes checksum."""
     width, height, row_bits = _png_header(data, max_pixels)
-    exif, packed, kept, copied = b"", 0, [], 0
+    exif, packed, kept, copied = b"", [], [], 0
+    mode = _PLAIN.get(data[24:29], "") if zlib.crc32(data[12:29]) == int.from_bytes(data[29:33]) else ""
     at = 33
     for _ in range(_MAX_CHUNKS):
         if at + 12 > len(data):
@@ -118,10 +125,12 @@ def _scan_png(data: bytes, max_pixels: int) -> ImageFile:
         length, name = _CHUNK.unpack_from(data, at)
         end = at + 12 + length
         if name == b"IDAT":
-            packed += length
+            packed.append(data[at + 8 : end - 4])
         elif name == b"IEND":
             break
-        elif name not in _KEPT_CHUNKS:
+        elif name in _KEPT_CHUNKS:
+            mode = ""  # a palette or a transparent color
+        else:
             if name == b"IHDR":
                 raise UnreadableImage("the PNG has two headers")
             if name == b"eXIf":
@@ -132,9 +141,11 @@ def _scan_png(data: bytes, max_pixels: int) -> ImageFile:
     else:
         raise UnreadableImage(f"the PNG has more than {_MAX_CHUNKS:,} chunks")
     # Deflate packs at most 1032 bytes into one; each row has a filter byte before its pixels.
-    if height * (1 + (width * row_bits + 7) // 8) > 1032 * packed + 1024:
+    rows = packed[0] if len(packed) == 1 else b"".join(packed)
+    if height * (1 + (width * row_bits + 7) // 8) > 1032 * len(rows) + 1024:
         raise UnreadableImage("the PNG claims more pixels than its data can hold")
-    return ImageFile("PNG", width, height, exif, _joined(data, kept, copied, at + 12 + length))
+    clean = _joined(data, kept, copied, at + 12 + length)
+    return ImageFile("PNG", width, height, exif, clean, mode, rows if mode else b"")
 
 
 def _png_header(data: bytes, max_pixels: int) -> tuple[int, int, int]:

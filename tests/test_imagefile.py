@@ -46,6 +46,20 @@ def test_size_and_format_are_read_without_decoding() -> None:
     assert (jpeg.format, jpeg.width, jpeg.height, jpeg.exif) == ("JPEG", 48, 32, b"")
 
 
+def test_rows_are_offered_of_plain_grey_and_color_alone() -> None:
+    rows = zlib.decompress(scan(PNG, LIMIT).rows)
+    assert (scan(PNG, LIMIT).mode, len(rows)) == ("L", 20 * 29)
+    assert scan(encode(Image.new("RGB", (8, 8)), "PNG"), LIMIT).mode == "RGB"
+    others = [Image.new(mode, (8, 8)) for mode in ("1", "P", "LA", "RGBA", "I;16")]
+    assert [scan(encode(image, "PNG"), LIMIT).mode for image in others] == [""] * 5
+    assert scan(encode(Image.new("L", (8, 8)), "PNG", transparency=3), LIMIT).mode == ""
+    assert scan(PNG[:29] + b"\0\0\0\0" + PNG[33:], LIMIT).mode == ""  # a wrong checksum of the header
+    assert scan(PNG[:33] + chunk(b"PLTE", b"\0\0\0") + PNG[33:], LIMIT).mode == ""
+    halves = chunk(b"IDAT", zlib.compress(rows)[:9]) + chunk(b"IDAT", zlib.compress(rows)[9:])
+    split = scan(PNG[:33] + halves + chunk(b"IEND", b""), LIMIT)
+    assert zlib.decompress(split.rows) == rows
+
+
 def test_file_without_side_information_is_not_copied() -> None:
     assert scan(PNG, LIMIT).data is PNG
     assert scan(JPEG, LIMIT).data is JPEG

@@ -3,6 +3,7 @@
 import io
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from model.imagefile import scan
 from model.pixels import (
     ImageError,
     TooManyPixels,
@@ -265,3 +267,33 @@ def test_contact_sheet_puts_cell_i_at_its_row_and_column(
 def test_preprocessing_does_not_import_torch() -> None:
     code = "import sys, model.pixels; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_palette_image_without_its_palette_is_refused() -> None:
+    data = encode(Image.fromarray(noise(28, 28)).convert("P"))
+    at = data.index(b"PLTE") - 4
+    end = at + 12 + int.from_bytes(data[at : at + 4])
+    with pytest.raises(UnreadableImage):
+        read_file(data[:at] + data[end:], GREY, max_pixels=LIMIT)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    channels=st.sampled_from([1, 3]), edits=st.lists(st.tuples(st.integers(0, 900), st.integers(0, 255)), max_size=3)
+)
+def test_plain_png_is_read_or_refused_as_the_files_own_reader_does(channels: int, edits: list[tuple[int, int]]) -> None:
+    pixels = noise(20, 30, 3) if channels == 3 else noise(20, 30)
+    data = bytearray(encode(Image.fromarray(pixels)))
+    for at, value in edits:
+        data[at % len(data)] = value
+
+    def outcome(plain: bool) -> object:
+        with pytest.MonkeyPatch.context() as patch:
+            if not plain:
+                patch.setattr("model.pixels.scan", lambda *args: replace(scan(*args), mode="", rows=b""))
+            try:
+                return read_file(bytes(data), (channels, 20, 30), max_pixels=LIMIT).tolist()
+            except ImageError as error:
+                return str(error)
+
+    assert outcome(plain=True) == outcome(plain=False)
