@@ -9,7 +9,7 @@ TORCH ?= auto
 export TORCH
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test check train docker constraints clean
+.PHONY: help serve test check train bench docker constraints clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,6 +28,9 @@ check: $(VENV)/.dev ## check format, lint and types
 train: $(VENV)/.serve ## train a model (TRAIN_ARGS="--preset mnist --time-budget 1200"; see docs/training.md)
 	@$(BIN)/vae train $(TRAIN_ARGS)
 
+bench: $(VENV)/.serve ## measure speed beside other servers (BENCH_ARGS="--quick"; see docs/performance.md)
+	@$(BIN)/python -m bench.run $(BENCH_ARGS)
+
 docker: ## build the image vae-service:cpu, or vae-service:cuda with TORCH=cuda
 	docker build --build-arg TORCH=$(TORCH:auto=cpu) --tag vae-service:$(TORCH:auto=cpu) \
 	  --label org.opencontainers.image.revision="$$(git rev-parse HEAD 2>/dev/null)" .
@@ -42,7 +45,7 @@ constraints: ## rewrite constraints.txt with the newest versions (all but torch)
 	touch $(VENV)/.serve $(VENV)/.dev
 
 clean: ## remove the environment and everything else that make can make again
-	rm -rf $(VENV) dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .bench dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find app model tests bench -name __pycache__ -prune -exec rm -rf {} +
 
 # ------------------------------------------------------------------- the environment, renewed when its inputs change

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from app import engine as engines
+from app import loading
 from app.settings import Settings
 from bench.client import Connection, Times, closed_loop, closed_threads, percentile, request_bytes
 from bench.machine import machine
@@ -104,7 +104,7 @@ def graph_limit(kind: str, precision: torch.dtype, size: int, seconds: float) ->
 
 def engine_limit(settings: Settings, seconds: float) -> dict[str, Any]:
     """Return images per second of the service's own engine, arrays in and arrays out, one call at a time."""
-    engine = engines.load(settings)
+    engine = loading.load(settings)
     x = digits(4096).astype(np.float32) / np.float32(255)
     z = np.random.default_rng(0).standard_normal((len(x), engine.latent_dim), np.float32)
     results: dict[str, Any] = {"device": engine.device, "precision": engine.precision}

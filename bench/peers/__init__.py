@@ -1,0 +1,1 @@
+"""Other servers with the same network: each in its own process, from its own virtual environment."""
