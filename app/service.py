@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from app import engine as engines
+from app import loading
 from app.batching import Batcher, Columns, Op
 from app.engine import Engine
 from app.errors import Unavailable
@@ -82,7 +82,7 @@ class Service:
         Raises:
             SettingsError: the model or the device cannot be used.
         """
-        engine = await asyncio.to_thread(engines.load, self.settings)
+        engine = await asyncio.to_thread(loading.load, self.settings)
         if engine.device == "cpu" and self.settings.device == "auto":
             log.warning("VAE_DEVICE=auto: no GPU found, computing on the CPU")
         limit = self.settings.max_queue_items
@@ -106,7 +106,7 @@ class Service:
             return
         self._reloading = True
         try:
-            self._use(await asyncio.to_thread(engines.load, self.settings))
+            self._use(await asyncio.to_thread(loading.load, self.settings))
         except SettingsError as error:
             log.error("reload failed, the old weights stay: %s", error)
         finally:

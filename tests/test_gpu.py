@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import client_of
 
-from app import engine as engines
+from app import loading
 from app.eager import Eager, device_errors
 from app.engine import Engine
 from app.graphs import CudaGraphs
@@ -58,21 +58,21 @@ def test_auto_takes_bf16_on_a_gpu_only_where_the_golden_batch_allows_it(
         error = 0.0
 
         def __init__(
-            self, loaded: checkpoint.Checkpoint, device: str, precision: str, max_batch: int, streams: int
+            self, loaded: checkpoint.Checkpoint, device: str, precision: str, max_batch: int, streams: int, path: str
         ) -> None:
             built.append((device, precision))
-            super().__init__(loaded, "cpu", precision, max_batch, streams)
+            super().__init__(loaded, "cpu", precision, max_batch, streams, path)
 
         def golden_errors(self) -> tuple[float, float]:
             return (self.error, 0.0) if self.precision == "bf16" else (0.0, 0.0)
 
-    monkeypatch.setattr(engines, "Engine", Pretender)
+    monkeypatch.setattr(loading, "Engine", Pretender)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
     settings = Settings(model=str(path), max_batch=2)
-    assert engines.load(settings).precision == "bf16"
-    Pretender.error = 2 * engines.TOLERATED_MU
-    assert engines.load(settings).precision == "fp32"
+    assert loading.load(settings).precision == "bf16"
+    Pretender.error = 2 * loading.TOLERATED_MU
+    assert loading.load(settings).precision == "fp32"
     assert built == [(CUDA, "bf16"), (CUDA, "bf16"), (CUDA, "fp32")]
 
 
@@ -149,7 +149,7 @@ def gpu(request: pytest.FixtureRequest) -> Engine:
 @needs_cuda
 def test_the_gpu_gives_the_answers_of_the_cpu(gpu: Engine, digits: np.ndarray) -> None:
     cpu = Engine(checkpoint.load(checkpoint.resolve("mnist")), "cpu", "fp32")
-    far = 1e-3 if gpu.precision == "fp32" else 2 * engines.TOLERATED_MU
+    far = 1e-3 if gpu.precision == "fp32" else 2 * loading.TOLERATED_MU
     (mu, sigma, _), (got_mu, got_sigma, _) = cpu.encode.run(digits), gpu.encode.run(digits)
     assert (np.abs(got_mu - mu) <= far * sigma).all()
     assert (np.abs(np.log(got_sigma / sigma)) <= far).all()
@@ -214,8 +214,8 @@ def test_two_threads_get_their_own_answers_from_one_gpu(gpu: Engine, digits: np.
 @needs_cuda
 def test_the_golden_batch_of_the_bundled_model_is_within_tolerance_on_the_gpu(gpu: Engine) -> None:
     mu_error, log_sigma_error = gpu.golden_errors()
-    assert mu_error <= (1e-3 if gpu.precision == "fp32" else engines.TOLERATED_MU)
-    assert log_sigma_error <= engines.TOLERATED_LOG_SIGMA
+    assert mu_error <= (1e-3 if gpu.precision == "fp32" else loading.TOLERATED_MU)
+    assert log_sigma_error <= loading.TOLERATED_LOG_SIGMA
 
 
 @needs_cuda
