@@ -1,4 +1,4 @@
-"""Prometheus metrics on a registry of their own, with the names of the contract and nothing else.
+"""Prometheus metrics on a registry of their own: nine of the service, and what the kernel knows of the process.
 
 Every label value comes from a closed set, so no request can add a series; a series is looked up once, so that
 counting costs little. Knows neither routes nor batches: it is told strings and numbers.
@@ -14,6 +14,7 @@ from prometheus_client import (
     Counter,
     Gauge,
     Histogram,
+    ProcessCollector,
     disable_created_metrics,
     generate_latest,
 )
@@ -56,10 +57,11 @@ class Metrics:
     """
 
     def __init__(self, routes: Iterable[str] = ROUTES, ops: Iterable[str] = OPS) -> None:
-        """Register the nine metrics."""
+        """Register the nine metrics, and on Linux those of the process: memory, CPU time, open files, start."""
         # Without it each counter has a second series; the switch is the whole process's, and has no types.
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self._registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
         self._routes = {prefix + route: route for route in routes for prefix in ("", "/v1")}
         self._ops = frozenset(ops)
         self._requests = cache(Counter("vae_requests", "Answers sent.", ["route", "status"], registry=registry).labels)

@@ -1,4 +1,5 @@
 import asyncio
+import sys
 
 import numpy as np
 import pytest
@@ -34,7 +35,7 @@ def test_the_names_and_labels_are_exactly_those_of_the_contract():
     for family in text_string_to_metric_families(metrics.render()[0].decode()):
         name = family.name + ("_total" if family.type == "counter" else "")
         families[name] = set().union(*(sample.labels for sample in family.samples)) - {"le"}
-    assert families == {
+    assert {name: labels for name, labels in families.items() if not name.startswith("process_")} == {
         "vae_requests_total": {"route", "status"},
         "vae_request_seconds": {"route"},
         "vae_queue_wait_seconds": {"op"},
@@ -45,6 +46,21 @@ def test_the_names_and_labels_are_exactly_those_of_the_contract():
         "vae_posterior_kl_nats": set(),
         "vae_model_info": {"name", "digest", "device", "precision"},
     }
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="read from /proc")
+def test_the_process_tells_its_memory_its_time_and_its_files():
+    got = {key[0]: value for key, value in samples(Metrics()).items() if key[0].startswith("process_")}
+    assert set(got) == {
+        "process_resident_memory_bytes",
+        "process_virtual_memory_bytes",
+        "process_cpu_seconds_total",
+        "process_start_time_seconds",
+        "process_open_fds",
+        "process_max_fds",
+    }
+    assert got["process_resident_memory_bytes"] > 1e6
+    assert got["process_open_fds"] > 0
 
 
 def test_what_is_observed_is_rendered():
