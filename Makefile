@@ -9,7 +9,7 @@ TORCH ?= auto
 export TORCH
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test check train bench docker constraints clean
+.PHONY: help serve test check train bench docs docker constraints clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,6 +30,9 @@ train: $(VENV)/.serve ## train a model (TRAIN_ARGS="--preset mnist --time-budget
 
 bench: $(VENV)/.serve ## measure speed beside other servers (BENCH_ARGS="--quick"; see docs/performance.md)
 	@$(BIN)/python -m bench.run $(BENCH_ARGS)
+
+docs: $(VENV)/.dev ## write what the pages' commands print and draw into the pages, after a change of weights or formats
+	@$(BIN)/python tests/write_pages.py
 
 docker: ## build the image vae-service:cpu, or vae-service:cuda with TORCH=cuda
 	docker build --build-arg TORCH=$(TORCH:auto=cpu) --tag vae-service:$(TORCH:auto=cpu) \
