@@ -12,9 +12,12 @@ import signal
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import chain
 from multiprocessing import get_context, parent_process
 from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
 
 from model.imagefile import ImageError
 
@@ -46,39 +49,50 @@ class Prepared:
     """Some files, read.
 
     Attributes:
-        names: of the files that could be read, in order.
-        images: one of each: ``(C, H, W)`` uint8, or the contents of the file.
+        names: of the N files that could be read, in order.
+        images: of them: ``(N, C, H, W)`` uint8, or a list of the contents of the files.
         skipped: names of the others, with the reason.
     """
 
-    names: list[str] = field(default_factory=list)
-    images: list[Any] = field(default_factory=list)
-    skipped: dict[str, str] = field(default_factory=dict)
+    names: list[str]
+    images: Any
+    skipped: dict[str, str]
 
 
-def prepare(names: Sequence[str], rules: Rules, as_arrays: bool = True) -> Prepared:
+def prepare(names: Sequence[str], rules: Rules, as_array: bool = True) -> Prepared:
     """Read files; what cannot be read is skipped with its reason.
 
     Args:
         names: paths of the files.
         rules: what they must be.
-        as_arrays: whether they are decoded here; else their contents are kept for the server to decode.
+        as_array: whether they are decoded here; else their contents are kept for the server to decode.
     """
     from model.pixels import read_file  # not before it is used: Pillow takes as long as the rest of a command
 
-    prepared = Prepared()
+    images: Any = np.empty((len(names), *rules.shape), np.uint8) if as_array else [b""] * len(names)
+    read: list[str] = []
+    skipped: dict[str, str] = {}
     for name in names:
         try:
             data = _contents(name, rules.max_bytes)
-            image = read_file(data, rules.shape, max_pixels=rules.max_pixels) if as_arrays else data
+            images[len(read)] = read_file(data, rules.shape, max_pixels=rules.max_pixels) if as_array else data
         except ImageError as error:
-            prepared.skipped[name] = str(error)
+            skipped[name] = str(error)
         except OSError as error:
-            prepared.skipped[name] = error.strerror or str(error)
+            skipped[name] = error.strerror or str(error)
         else:
-            prepared.names.append(name)
-            prepared.images.append(image)
-    return prepared
+            read.append(name)
+    return Prepared(read, images[: len(read)], skipped)
+
+
+def joined(parts: Sequence[Prepared]) -> Prepared:
+    """Return what several calls of ``prepare`` read, one or more, as one."""
+    images = [part.images for part in parts]
+    return Prepared(
+        [name for part in parts for name in part.names],
+        list(chain.from_iterable(images)) if isinstance(images[0], list) else np.concatenate(images),
+        {name: reason for part in parts for name, reason in part.skipped.items()},
+    )
 
 
 def pool(files: int) -> Executor:
@@ -94,7 +108,11 @@ def pool(files: int) -> Executor:
 
 def _contents(name: str, max_bytes: int) -> bytes:
     with open(name, "rb") as file:
-        data = file.read(max_bytes + 1)
+        size = os.fstat(file.fileno()).st_size
+        if 0 < size <= max_bytes:  # room for the longest file would cost more than reading a short one
+            data = file.raw.read(size + 1) or b""
+        else:  # too long, or a pipe, which has no size
+            data = file.read(max_bytes + 1)
     if len(data) > max_bytes:
         raise ImageError(f"is longer than {max_bytes} bytes (VAE_MAX_BODY_BYTES)")
     return data

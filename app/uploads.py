@@ -22,7 +22,7 @@ from app.bodies import Images
 from app.calls import Call
 from app.client import AsyncClient
 from app.errors import BadRequest, ContentTooLarge
-from app.preparing import Prepared, Rules, pool, prepare
+from app.preparing import Prepared, Rules, joined, pool, prepare
 from app.version import VERSION
 
 T = TypeVar("T")
@@ -68,9 +68,9 @@ class Upload:
         image, limits = model["image"], model["limits"]
         shape = (image["channels"], image["height"], image["width"])
         self._rules = Rules(shape, limits["max_pixels"], limits["max_body_bytes"])
-        self._as_arrays = model["version"] == VERSION  # another version may prepare files in another way
+        self._as_array = model["version"] == VERSION  # another version may prepare files in another way
         self._longest = min(MAX_BYTES, limits["max_body_bytes"] - OVERHEAD)
-        most = self._longest // prod(shape) if self._as_arrays else MAX_FILES
+        most = self._longest // prod(shape) if self._as_array else MAX_FILES
         self._most = max(1, min(MAX_IMAGES, most, limits["max_items"], MAX_ROWS // max(1, rows)))
 
     def send(
@@ -135,7 +135,7 @@ class Upload:
 
     def _chunks(self, names: Iterator[str]) -> Iterator[list[str]]:
         """Yield the names of the files of each request."""
-        if self._as_arrays:
+        if self._as_array:
             while chunk := list(islice(names, self._most)):
                 yield chunk
             return
@@ -154,13 +154,8 @@ class Upload:
         """Return the images of files, read by the pool in slices: who interrupts waits for one of them at most."""
         loop = asyncio.get_running_loop()
         slices = [names[i : i + SLICE] for i in range(0, len(names), SLICE)]
-        reading = [loop.run_in_executor(workers, prepare, part, self._rules, self._as_arrays) for part in slices]
-        whole = Prepared()
-        for part in await asyncio.gather(*reading):
-            whole.names += part.names
-            whole.images += part.images
-            whole.skipped |= part.skipped
-        return whole
+        reading = [loop.run_in_executor(workers, prepare, part, self._rules, self._as_array) for part in slices]
+        return joined(await asyncio.gather(*reading))
 
 
 async def _next(answers: AsyncGenerator[Answer[T], None]) -> Answer[T] | None:

@@ -29,6 +29,7 @@ _PLAIN: Final = {b"\x08\0\0\0\0": "L", b"\x08\x02\0\0\0": "RGB"}  # depth, color
 _KEPT_CHUNKS: Final = frozenset({b"PLTE", b"tRNS", b"IDAT", b"IEND"})
 
 _MARKER: Final = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")  # neither fill, nor a stuffed byte, nor a restart
+_COLORS: Final = {(8, 1, 11): "L", (8, 3, 17): "RGB"}  # bits, colors and length of a start of frame -> mode
 _SOF, _OTHER_SOF = (
     frozenset({0xC0, 0xC1, 0xC2}),
     frozenset({0xC3, *range(0xC5, 0xC8), *range(0xC9, 0xD0)} - {0xCC}),
@@ -69,8 +70,9 @@ class ImageFile:
         height: rows, before the orientation is applied.
         exif: the Exif block, or empty.
         data: the file without profiles, texts, comments, thumbnails and whatever follows its end.
-        mode: ``L`` or ``RGB`` of a PNG that is nothing but rows of grey or RGB bytes, else empty.
-        rows: those rows as they are in the file: filtered and deflated.
+        mode: ``L`` or ``RGB`` of a PNG that is nothing but rows of grey or RGB bytes, and of a JPEG of one or three
+            colors of 8 bits, else empty.
+        rows: those rows of a PNG as they are in the file: filtered and deflated.
     """
 
     format: str
@@ -162,7 +164,7 @@ def _png_header(data: bytes, max_pixels: int) -> tuple[int, int, int]:
 def _scan_jpeg(data: bytes, max_pixels: int) -> ImageFile:
     """Walk over the segments: 0xFF, marker, 2 bytes length, contents; coded data follow a start of scan."""
     size: tuple[int, int] | None = None
-    exif, scans, kept, copied = b"", 0, [], 0
+    mode, exif, scans, kept, copied = "", b"", 0, [], 0
     at = 2
     for _ in range(_MAX_SEGMENTS):
         found = _MARKER.search(data, at)
@@ -178,6 +180,7 @@ def _scan_jpeg(data: bytes, max_pixels: int) -> ImageFile:
             raise UnreadableImage("a segment of the JPEG is broken or truncated")
         if marker in _SOF and size is None:
             size = _jpeg_size(data[at:end], max_pixels)
+            mode = _COLORS.get((data[at + 2], data[at + 7], end - at), "")
         elif marker in _SOF or marker in _OTHER_SOF:
             raise UnreadableImage("the JPEG is of an unusual kind; baseline and progressive ones are read")
         elif marker == _SOS:
@@ -196,7 +199,7 @@ def _scan_jpeg(data: bytes, max_pixels: int) -> ImageFile:
     # A Huffman code has at least one bit, and each block of 8 x 8 pixels has its own in the DC scan.
     if size[0] * size[1] > 64 * 8 * len(data):
         raise UnreadableImage("the JPEG claims more pixels than its data can hold")
-    return ImageFile("JPEG", *size, exif, _joined(data, kept, copied, at))
+    return ImageFile("JPEG", *size, exif, _joined(data, kept, copied, at), mode)
 
 
 def _jpeg_size(segment: bytes, max_pixels: int) -> tuple[int, int]:

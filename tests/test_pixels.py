@@ -1,5 +1,6 @@
 """The one preprocessing: what the model sees of a file."""
 
+import contextlib
 import io
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
+from PIL.JpegImagePlugin import JpegImageFile
 
 from model.imagefile import scan
 from model.pixels import (
@@ -297,3 +299,25 @@ def test_plain_png_is_read_or_refused_as_the_files_own_reader_does(channels: int
                 return str(error)
 
     assert outcome(plain=True) == outcome(plain=False)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    channels=st.sampled_from([1, 3]),
+    form=st.sampled_from([{}, {"progressive": True}, {"subsampling": 0}]),
+    edits=st.lists(st.tuples(st.integers(0, 900), st.integers(0, 255)), max_size=3),
+)
+def test_jpeg_of_the_size_of_the_model_is_read_as_its_own_reader_does(
+    channels: int, form: dict[str, object], edits: list[tuple[int, int]]
+) -> None:
+    pixels = noise(20, 30, 3) if channels == 3 else noise(20, 30)
+    data = bytearray(encode(Image.fromarray(pixels), "JPEG", **form))
+    for at, value in edits:
+        data[at % len(data)] = value
+    try:
+        own = prepare(JpegImageFile(io.BytesIO(scan(bytes(data), LIMIT).data)), (channels, 20, 30))
+    except Exception:
+        with contextlib.suppress(ImageError):  # the decoder may mend what the reader of the header refuses
+            read_file(bytes(data), (channels, 20, 30), max_pixels=LIMIT)
+    else:
+        assert np.array_equal(read_file(bytes(data), (channels, 20, 30), max_pixels=LIMIT), own)
