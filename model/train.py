@@ -1,247 +1,34 @@
 """Train a VAE: ``python -m model.train --preset mnist`` (or ``vae train``).
 
-Configuration, loop, best checkpoint: reads top to bottom. In the output folder it keeps ``best.safetensors`` and
-``last.safetensors`` (models that the service loads), ``state.safetensors`` (what ``--resume`` goes on from) and
-``log.jsonl`` (one line an evaluation). The loss is the negative ELBO in nats per image: summed over pixels and
-latents, averaged over the batch.
+In the output folder it keeps ``best.safetensors`` and ``last.safetensors`` (models that the service loads),
+``state.safetensors`` (what ``--resume`` goes on from) and ``log.jsonl`` (one line an evaluation). The run itself is in
+``training``.
 """
 
 from __future__ import annotations
 
-import json
-import math
 import signal
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import click
 import torch
-from torch import nn
-from tqdm import tqdm
 
 from model import checkpoint, data
-from model.batches import VALIDATION_SEED, Batches
-from model.golden import with_golden
-from model.gradients import Gradients
 from model.latent_map import write_map
-from model.optimize import (
-    DivergedError,
-    MovingAverage,
-    first_not_finite,
-    kl_weight_at,
-    learning_rate_at,
-    make_optimizer,
-)
-from model.pictures import save_pictures
-from model.scores import mean_terms, place, soft_elbo
+from model.optimize import DivergedError
+from model.parallel import team_on
+from model.scores import place
 from model.train_config import PRESETS, TrainConfig, config_options
-from model.training_state import SavedState, TrainingState, read_state
-from model.vae import VAE
+from model.training import Training
+from model.training_log import TrainingLog
+from model.training_state import SavedState, read_state
 
-STEPS_BETWEEN_EVALUATIONS = 50  # at least; small data sets have shorter epochs than that
-PICTURED = 32
 STOPPED = 130  # exit status after a signal
-
-
-class Training:
-    """One run: data on the device, a network, and a folder that always holds its last whole state.
-
-    Attributes:
-        config: as given.
-        out: the folder.
-        batches: the training images, and those that the best weights are chosen by.
-        state: everything that changes from step to step.
-        stopped_by: the name of the signal that ends the run after the current step.
-    """
-
-    def __init__(self, config: TrainConfig, dataset: data.Dataset, out: Path) -> None:
-        """Set up a run from its first step.
-
-        Raises:
-            ValueError: there is no such device here.
-        """
-        self.config, self.out, self.trained_on = config, out, dataset.name
-        self.device = place(config.device)
-        torch.manual_seed(config.seed)
-        vae = VAE(config.network()).to(self.device)
-        binarize = vae.likelihood.discrete_targets
-        self.batches = Batches(dataset.train, config.batch_size, config.validation, binarize, config.seed, self.device)
-        optimizer = make_optimizer(vae, config.learning_rate, config.weight_decay)
-        self.state = TrainingState(vae, optimizer, MovingAverage(vae, config.ema))
-        precision = torch.bfloat16 if config.precision == "bf16" else torch.float32
-        self.gradients = Gradients(vae, config.objective, precision)
-        self.stopped_by: str | None = None
-        self.started = time.monotonic()
-
-    def progress(self) -> float:
-        """Return how much of the run is done, 0..1: of its epochs, steps or time, whichever is most."""
-        config, state = self.config, self.state
-        shares = [state.step / (config.epochs * self.batches.per_epoch)]
-        if config.max_steps:
-            shares.append(state.step / config.max_steps)
-        if config.time_budget:
-            shares.append(self.seconds() / config.time_budget)
-        return min(1.0, max(shares))
-
-    def seconds(self) -> float:
-        """Return the training time so far in seconds, that of resumed runs included."""
-        return self.state.seconds + time.monotonic() - self.started
-
-    def update(self) -> float:
-        """Do one step and return the negative bound of its batch, averaged, in nats (unweighted).
-
-        Raises:
-            DivergedError: the gradients have not been finite for many steps.
-        """
-        state, config, progress = self.state, self.config, self.progress()
-        x, epsilon = self.batches.at(state.step, config.latent_dim, config.draws)
-        bound = self.gradients(x, epsilon, kl_weight_at(progress, config.kl_warmup))
-        gradients = [p.grad for p in state.vae.parameters() if p.grad is not None]
-        norm = nn.utils.get_total_norm(gradients)
-        if self.accepts(float(norm)):
-            nn.utils.clip_grads_with_norm_(state.vae.parameters(), config.clip, norm)
-            rate = learning_rate_at(config.learning_rate, state.step, config.warmup_steps, progress)
-            for group in state.optimizer.param_groups:
-                group["lr"] = rate
-            state.optimizer.step()
-            state.average.update(state.vae, state.step)
-        state.step += 1
-        return float(bound)
-
-    def accepts(self, norm: float) -> bool:
-        """Ask the guard about a gradient's norm, naming the first bad tensor where training has to end."""
-        try:
-            return self.state.guard.accepts(norm)
-        except DivergedError as error:
-            parameters = dict(self.state.vae.named_parameters())
-            gradients = {f"gradient of {name}": p.grad for name, p in parameters.items() if p.grad is not None}
-            bad = first_not_finite((parameters | gradients).items())
-            raise DivergedError(f"{error}; first tensor that is not finite: {bad or 'none, their norm is'}") from error
-
-    def run(self) -> None:
-        """Train until the run is done or a signal stops it; either way its last state is on disk.
-
-        Raises:
-            DivergedError: training cannot go on.
-        """
-        layout = "{desc} {percentage:3.0f}%|{bar}| {postfix} {remaining} left"
-        with tqdm(total=100, initial=100 * self.progress(), desc=self.config.name, bar_format=layout) as bar:
-            while self.progress() < 1 and not self.stopped_by:
-                self.train_until_evaluation(bar)
-
-    def train_until_evaluation(self, bar: tqdm[Any]) -> None:
-        """Train for an epoch (for more of them where they are short) and evaluate; when stopped before, save only.
-
-        An evaluation at any other step would make the best checkpoint of a resumed run another one.
-        """
-        epochs = max(self.config.evaluate_every, math.ceil(STEPS_BETWEEN_EVALUATIONS / self.batches.per_epoch))
-        every = self.batches.per_epoch * epochs
-        began, first, total, counted = time.monotonic(), self.state.step, 0.0, 0
-        while True:
-            loss = self.update()
-            total, counted = (total + loss, counted + 1) if math.isfinite(loss) else (total, counted)
-            mean = total / counted if counted else math.nan
-            rate = (self.state.step - first) * self.batches.size / max(time.monotonic() - began, 1e-9)
-            bar.set_postfix_str(f"{mean:.2f} nats, {rate:.0f} images/s", refresh=False)
-            bar.update(100 * self.progress() - bar.n)
-            if self.state.step % every == 0 or self.progress() >= 1:
-                self.evaluate(mean, rate)
-                return
-            if self.stopped_by:
-                self.save(self.averaged())
-                return
-
-    def evaluate(self, train_loss: float, rate: float) -> None:
-        """Score the averaged weights on the validation images, log a line, keep the best and save.
-
-        Raises:
-            DivergedError: an averaged weight is not finite; nothing is written then.
-        """
-        state, served = self.state, self.averaged()
-        if bad := first_not_finite(served.named_parameters()):
-            raise DivergedError(f"the average of {bad} is not finite; lower --learning-rate")
-        x = self.batches.validation
-        terms = mean_terms(served.to(self.device), x, VALIDATION_SEED) if len(x) else None
-        served.to("cpu")
-        line = {
-            "step": state.step,
-            "epoch": round(state.step / self.batches.per_epoch, 3),
-            "seconds": round(self.seconds(), 1),
-            "images_per_second": round(rate, 1),
-            "train_negative_elbo": round(train_loss, 4) if math.isfinite(train_loss) else None,
-            "validation_negative_elbo": round(-terms.elbo, 4) if terms else None,
-            "validation_kl": round(terms.kl, 4) if terms else None,
-            "skipped": state.guard.skipped,
-        }
-        self.out.mkdir(parents=True, exist_ok=True)
-        with (self.out / "log.jsonl").open("a") as log:
-            log.write(json.dumps(line) + "\n")
-        if terms is None or -terms.elbo < state.best:  # without validation images the newest is the best
-            state.best = math.inf if terms is None else -terms.elbo
-            self.write_model("best", served)
-        self.save(served)
-        save_pictures(served, x[:PICTURED].cpu(), self.out)
-
-    def averaged(self) -> VAE:
-        """Return a copy of the network on the CPU with the averaged weights, which is what gets served."""
-        vae = VAE(self.state.vae.config)
-        vae.load_state_dict(self.state.average.values)
-        return vae.requires_grad_(False).eval()
-
-    def save(self, served: VAE) -> None:
-        """Write ``served`` as the last checkpoint, and the state that ``--resume`` goes on from."""
-        self.write_model("last", served)
-        now = time.monotonic()
-        self.state.seconds, self.started = self.state.seconds + now - self.started, now
-        self.state.save(self.out / "state.safetensors", self.resolved())
-
-    def write_model(self, name: str, served: VAE) -> None:
-        """Write a checkpoint that the service loads."""
-        scores = soft_elbo(served, self.batches.reference, 1, VALIDATION_SEED)
-        notes = checkpoint.Notes(self.config.name, self.trained_on, training=self.resolved(), held_out_elbo=scores)
-        checkpoint.save(self.out / f"{name}.safetensors", served, with_golden(served, notes))
-
-    def resolved(self) -> dict[str, Any]:
-        """Return the whole configuration as JSON values, with how far the run went."""
-        return asdict(self.config) | {
-            "command": self.config.command(),
-            "steps": self.state.step,
-            "epochs_done": round(self.state.step / self.batches.per_epoch, 2),
-            "train_images": self.batches.count,
-            "torch": torch.__version__,
-        }
-
-    def start_from(self, other: VAE) -> None:
-        """Take the weights of ``other`` that have the same names and shapes; only the prior may be another one.
-
-        Raises:
-            CheckpointError: encoder or decoder have other shapes.
-        """
-        own = self.state.vae.state_dict()
-        taken = {n: value for n, value in other.state_dict().items() if n in own and own[n].shape == value.shape}
-        for name in own.keys() - taken.keys():
-            if not name.startswith("prior."):
-                raise checkpoint.CheckpointError(f"--start-from: {name} is missing there or has another shape")
-        self.state.vae.load_state_dict(taken, strict=False)
-        self.state.average = MovingAverage(self.state.vae, self.config.ema)
-
-    def resume(self, saved: SavedState) -> None:
-        """Go on from the state of a run with the same network and data.
-
-        Raises:
-            CheckpointError: the state is of another network.
-            DataError: the training images are not as many as they were.
-        """
-        before = saved.config.get("train_images")
-        if before != self.batches.count:
-            raise data.DataError(f"that run had {before} training images, there are {self.batches.count} now")
-        self.state.restore(saved)
-        self.started = time.monotonic()
 
 
 @contextmanager
@@ -268,8 +55,9 @@ FOLDER = click.Path(path_type=Path, file_okay=False)
 @click.option("--out", type=FOLDER, default=None, help="Output folder; default runs/NAME.")
 @click.option("--data-dir", type=FOLDER, default=None, help="Folder of idx files; default $VAE_DATA_DIR.")
 @click.option("--resume", is_flag=True, help="Go on from the state in the output folder, with its configuration.")
+@click.option("--tensorboard", is_flag=True, help="Write TensorBoard events to the output folder too.")
 @config_options
-def main(preset: str, out: Path | None, data_dir: Path | None, resume: bool, **flags: Any) -> None:
+def main(preset: str, out: Path | None, data_dir: Path | None, resume: bool, tensorboard: bool, **flags: Any) -> None:
     """Train a VAE and write a model that `vae serve` loads (VAE_MODEL=PATH)."""
     given = {name: value for name, value in flags.items() if value is not None}
     folder = out or Path("runs") / given.get("name", PRESETS[preset].name)
@@ -281,22 +69,31 @@ def main(preset: str, out: Path | None, data_dir: Path | None, resume: bool, **f
         config = TrainConfig.from_json(saved.config).resumed(given) if saved else replace(PRESETS[preset], **given)
         torch.set_num_threads(config.threads or torch.get_num_threads())
         dataset = data.load(config.data, config.network().image_shape, data_dir)
-        for line in (dataset.summary(), *(f"skipped {skipped}" for skipped in dataset.skipped)):
-            click.echo(line, err=True)
-        training = Training(config, dataset, folder)
-        if saved:
-            training.resume(saved)
-        elif config.start_from:
-            training.start_from(checkpoint.load(checkpoint.resolve(config.start_from)).vae)
-        with _stopped_by_signals(training):
-            training.run()
+        with team_on(place(config.device), config.batch_size) as team:
+            if team.rank == 0:
+                for line in (dataset.summary(), *(f"skipped {skipped}" for skipped in dataset.skipped)):
+                    click.echo(line, err=True)
+            log = TrainingLog(folder, tensorboard and team.rank == 0)
+            training = Training(config, dataset, folder, team, log)
+            _begin(training, saved)
+            with _stopped_by_signals(training):
+                training.run()
     except (ValueError, OSError, DivergedError) as error:
         raise click.ClickException(str(error)) from error
-    if training.stopped_by:
+    if training.stopping:
         click.echo(f"stopped by {training.stopped_by}; go on with --resume", err=True)
         raise SystemExit(STOPPED)
-    write_map(folder / "best.safetensors", dataset)
-    click.echo(folder / "best.safetensors")
+    if team.rank == 0:
+        write_map(folder / "best.safetensors", dataset)
+        click.echo(folder / "best.safetensors")
+
+
+def _begin(training: Training, saved: SavedState | None) -> None:
+    """Give a run the state or the weights that it goes on from."""
+    if saved:
+        training.resume(saved)
+    elif source := training.config.start_from:
+        training.start_from(checkpoint.load(checkpoint.resolve(source)).vae)
 
 
 if __name__ == "__main__":

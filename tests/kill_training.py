@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from model import checkpoint, train
+from model import checkpoint, train, training
 from model.training_state import read_state
 from tests.runs import FLAGS
 
@@ -55,7 +55,7 @@ def examine(out: Path) -> dict[str, object]:
 def main(folder: str, out: Path, kills: int, seed: int) -> None:
     torch.set_num_threads(1)
     torch.optim.AdamW([torch.zeros(1, requires_grad=True)]).zero_grad()  # imports half of torch, here once
-    train.STEPS_BETWEEN_EVALUATIONS = 1
+    training.STEPS_BETWEEN_EVALUATIONS = 1
     chance = random.Random(seed)
     steps = str(5 * EVALUATIONS_A_LIFE * (kills + 1))
     begin = [*FLAGS, "--max-steps", steps, "--data", folder, "--data-dir", str(out.parent), "--out", str(out)]

@@ -11,8 +11,9 @@ from PIL import Image
 from safetensors import safe_open
 
 from model.data import Dataset
-from model.train import Training, main
+from model.train import main
 from model.train_config import TrainConfig
+from model.training import Training
 from model.training_state import SavedState, read_state
 
 torch.set_num_threads(1)  # on a busy machine the threads of so small a network mostly wait for each other

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from model import checkpoint, train
-from model.train import Training
+from model import checkpoint
+from model.training import Training
 from model.training_state import read_state
 from tests import runs
 from tests.runs import FLAGS, ROOT, TINY, run, traces, write_folder
@@ -20,7 +20,7 @@ from tests.runs import FLAGS, ROOT, TINY, run, traces, write_folder
 @pytest.fixture
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
     """Evaluate after every epoch, which has 5 steps here."""
-    monkeypatch.setattr(train, "STEPS_BETWEEN_EVALUATIONS", 1)
+    monkeypatch.setattr("model.training.STEPS_BETWEEN_EVALUATIONS", 1)
 
 
 @pytest.fixture
@@ -178,7 +178,7 @@ def kill(tmp_path: Path, kills: int) -> list[dict[str, int]]:
 
 def whole(tmp_path: Path, steps: int, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Return the traces of a run that nobody disturbed."""
-    monkeypatch.setattr(train, "STEPS_BETWEEN_EVALUATIONS", 1)
+    monkeypatch.setattr("model.training.STEPS_BETWEEN_EVALUATIONS", 1)
     places = ["--data", str(tmp_path / "images"), "--data-dir", str(tmp_path), "--out", str(tmp_path / "whole")]
     assert run(*FLAGS, "--max-steps", str(steps), *places).exit_code == 0
     return traces(tmp_path / "whole")

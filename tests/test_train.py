@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from model import checkpoint, train
+from model import checkpoint
 from model.data import Dataset
 from model.elbo import elbo_terms
 from model.optimize import DivergedError, MovingAverage
-from model.train import Training
+from model.training import Training
 from model.training_state import read_state
 from tests import runs
 from tests.runs import TINY, run, traces
@@ -25,7 +25,7 @@ from tests.runs import TINY, run, traces
 @pytest.fixture
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
     """Evaluate after every epoch, which has 5 steps here."""
-    monkeypatch.setattr(train, "STEPS_BETWEEN_EVALUATIONS", 1)
+    monkeypatch.setattr("model.training.STEPS_BETWEEN_EVALUATIONS", 1)
 
 
 @pytest.fixture
@@ -164,7 +164,7 @@ def test_a_run_ends_at_the_first_of_its_limits(tmp_path: Path) -> None:
 
 def test_a_time_budget_counts_all_resumes_and_ends_annealed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now, rates = [1000.0], []
-    monkeypatch.setattr(train, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr("model.training.time", SimpleNamespace(monotonic=lambda: now[0]))
     update = Training.update
 
     def second(training: Training) -> float:

@@ -63,7 +63,7 @@ def test_every_field_is_a_flag_and_every_flag_has_a_help_text() -> None:
     for item in fields(TrainConfig):
         assert options[item.name].opts == [flag_of(item.name)]
         assert options[item.name].help == item.metadata["help"]
-    assert set(options) == {item.name for item in fields(TrainConfig)} | {"preset", "out", "data_dir", "resume"}
+    assert set(options) == {item.name for item in fields(TrainConfig)} | {"preset", "out", "data_dir", "resume", "tensorboard"}
     assert all(option.help for option in options.values())
 
 
@@ -173,7 +173,7 @@ def test_the_guide_has_a_row_for_each_field_with_its_default_and_for_nothing_els
     for item in fields(TrainConfig):
         value = item.default
         defaults[flag_of(item.name)] = ",".join(map(str, value)) if isinstance(value, tuple) else f"{value}"
-    own = {"--preset", "--out", "--data-dir", "--resume"}
+    own = {"--preset", "--out", "--data-dir", "--resume", "--tensorboard"}
     assert set(rows) - own == set(defaults)
     assert own <= set(rows)
     assert {flag: default.strip() for flag, default in rows.items() if flag not in own} == defaults
