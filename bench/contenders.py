@@ -6,7 +6,7 @@ import base64
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -84,13 +84,15 @@ def peers(path: str) -> list[Contender]:
         path: ``plain`` for the network as PyTorch runs it, ``ours`` for this project's execution path.
     """
     suffix = " + our path" if path == "ours" else ""
-    made = [_naive(), _litserve(), _bentoml(), _mlserver(path)]
-    for contender in made:
-        contender.settings["BENCH_PATH"] = path
-    return [Contender(**{**vars(contender), "name": contender.name + suffix}) for contender in made]
+    return [
+        replace(contender, name=contender.name + suffix, settings={**contender.settings, "BENCH_PATH": path})
+        for contender in (naive(), litserve(), bentoml(), mlserver())
+    ]
 
 
-def _naive() -> Contender:
+def naive() -> Contender:
+    """Return FastAPI as most tutorials leave it."""
+
     def command(port: int) -> list[str]:
         factory = "bench.peers.naive:create_app"
         return _module("naive", "uvicorn", "--factory", factory, "--port", str(port), "--no-access-log")
@@ -98,15 +100,19 @@ def _naive() -> Contender:
     return Contender("naive FastAPI", command, "/ready", _raw_png, _plain_answer, "naive")
 
 
-def _litserve() -> Contender:
+def litserve(batch: int = 16, wait_ms: float = 2, fronts: int = 2) -> Contender:
+    """Return LitServe with two workers; a batch is closed when it is full, or after ``wait_ms``."""
+
     def command(port: int) -> list[str]:
         return _module("litserve", "bench.peers.litserve_server", "--port", str(port))
 
-    settings = {"BENCH_BATCH": "16", "BENCH_WAIT_MS": "2", "BENCH_FRONTS": "2"}
+    settings = {"BENCH_BATCH": str(batch), "BENCH_WAIT_MS": str(wait_ms), "BENCH_FRONTS": str(fronts)}
     return Contender("LitServe", command, "/health", _raw_png, _plain_answer, "litserve", settings)
 
 
-def _bentoml() -> Contender:
+def bentoml(batch: int = 32, wait_ms: int = 10_000) -> Contender:
+    """Return BentoML with two workers; ``wait_ms`` bounds latency, and what would exceed it is refused."""
+
     def command(port: int) -> list[str]:
         return _module("bentoml", "bentoml", "serve", "bench.peers.bentoml_service:Encoder", "--port", str(port))
 
@@ -114,13 +120,15 @@ def _bentoml() -> Contender:
         body = json.dumps({"images": [base64.b64encode(png).decode()]}).encode()
         return request_bytes("POST", "/encode", body, {"Content-Type": "application/json"})
 
-    settings = {"BENCH_BATCH": "32", "BENCH_WAIT_MS": "10000", "BENTOML_DO_NOT_TRACK": "True"}
+    settings = {"BENCH_BATCH": str(batch), "BENCH_WAIT_MS": str(wait_ms), "BENTOML_DO_NOT_TRACK": "True"}
     return Contender("BentoML", command, "/readyz", request, lambda answer: tuple(answer[0]), "bentoml", settings)
 
 
-def _mlserver(path: str) -> Contender:
+def mlserver(batch: int = 32, wait_ms: float = 5) -> Contender:
+    """Return MLServer with two workers; a batch is closed when it is full, or after ``wait_ms``."""
+
     def command(port: int) -> list[str]:
-        return [str(python("mlserver").with_name("mlserver")), "start", str(_mlserver_folder(port, path))]
+        return [str(python("mlserver").with_name("mlserver")), "start", str(_mlserver_folder(port, batch, wait_ms))]
 
     def request(png: bytes) -> bytes:
         data = base64.b64encode(png).decode()
@@ -135,15 +143,15 @@ def _mlserver(path: str) -> Contender:
     return Contender("MLServer", command, "/v2/models/vae/ready", request, read, "mlserver")
 
 
-def _mlserver_folder(port: int, path: str) -> Path:
+def _mlserver_folder(port: int, batch: int, wait_ms: float) -> Path:
     """Write the settings of MLServer, which reads them from files, and return their folder."""
-    folder = FOLDER / "mlserver-models" / path
+    folder = FOLDER / "mlserver-models" / "vae"
     folder.mkdir(parents=True, exist_ok=True)
     server = {"host": "127.0.0.1", "http_port": port, "grpc_port": free_port(), "metrics_port": free_port()}
     server |= {"parallel_workers": 2, "debug": False, "use_structured_logging": False}
     server |= {"metrics_dir": str(folder / "metrics"), "environments_dir": str(folder / "environments")}
     model: dict[str, Any] = {"name": "vae", "implementation": "bench.peers.mlserver_runtime.Encoder"}
-    model |= {"max_batch_size": 32, "max_batch_time": 0.005}
+    model |= {"max_batch_size": batch, "max_batch_time": wait_ms / 1000}
     (folder / "settings.json").write_text(json.dumps(server))
     (folder / "model-settings.json").write_text(json.dumps(model))
     return folder

@@ -13,6 +13,7 @@ from bench.processes import ROOT
 
 FOLDER = ROOT / ".bench"
 LISTS = ROOT / "bench" / "peers"
+COMPUTING = ("torch", "openvino")
 PEERS = ("naive", "litserve", "bentoml", "mlserver")
 
 
@@ -36,11 +37,12 @@ def prepare(peer: str) -> None:
     if done.is_file() and done.read_text() == wanted:
         return
     print(f"making .bench/{peer} (once)", file=sys.stderr, flush=True)
-    shutil.rmtree(FOLDER / peer, ignore_errors=True)
-    venv.create(FOLDER / peer, with_pip=True)
+    if not (done.is_file() and done.read_text().startswith(sys.version)):
+        shutil.rmtree(FOLDER / peer, ignore_errors=True)
+        venv.create(FOLDER / peer, with_pip=True)
     pip = [str(python(peer)), "-m", "pip", "--disable-pip-version-check"]
     _run([str(ROOT / ".ci" / "install-torch"), *pip], TORCH="cpu")
-    _run([*pip, "install", "--quiet", "torch" + _torch(), "-r", str(LISTS / f"{peer}.txt"), "-r", _shared()])
+    _run([*pip, "install", "--quiet", *_pinned(), "-r", str(LISTS / f"{peer}.txt"), "-r", _shared()])
     done.write_text(wanted)
 
 
@@ -58,17 +60,17 @@ def load_generator() -> str:
 
 def _wanted(peer: str) -> str:
     lists = (LISTS / f"{peer}.txt", Path(_shared()))
-    return f"{sys.version}\ntorch{_torch()}\n" + "".join(file.read_text() for file in lists)
+    return "\n".join([sys.version, *_pinned(), ""]) + "".join(file.read_text() for file in lists)
 
 
 def _shared() -> str:
     return str(LISTS / "network.txt")
 
 
-def _torch() -> str:
-    """Return ``==VERSION`` of the torch that this project is tested with."""
+def _pinned() -> list[str]:
+    """Return what computes the network in every server, in the versions that this project is tested with."""
     rows = (ROOT / "constraints.txt").read_text().splitlines()
-    return next(row.removeprefix("torch") for row in rows if row.startswith("torch=="))
+    return [row for row in rows if row.partition("==")[0] in COMPUTING]
 
 
 def _run(command: list[str], **variables: str) -> None:

@@ -104,6 +104,8 @@ def _stretch(connections: int) -> Pick:
 
     def of(one: Round) -> float:
         found = one["many connections"][str(connections)]
+        if not found["requests"]:
+            raise ValueError("nothing was answered in time")
         return float(found["p99_ms"] / 1e3 * found["per_second"] / connections)
 
     return of

@@ -157,7 +157,7 @@ def many_connections(contender: Contender, plan: Plan) -> dict[str, Any]:
     path = wrk.save_requests(contender.name, [contender.request(file) for file in files()])
     with contender.start() as server:
         wrk.closed_loop(server, path, 32, 2)
-        return {str(n): wrk.closed_loop(server, path, n, plan.seconds) for n in MANY}
+        return {str(n): wrk.closed_loop(server, path, n, 2 * plan.seconds) for n in MANY}
 
 
 def floor(plan: Plan) -> dict[str, Any]:

@@ -46,7 +46,8 @@ def figures(document: dict[str, Any]) -> str:
     names = ", ".join(f"{name} {version}" for name, version in document["versions"].items())
     how = f"{len(rounds)} rounds, {plan['seconds']} s a figure; median, range of the rounds in parentheses."
     parts = [
-        f"{line(document['machine'])}. {how} Peers: {names}.",
+        f"![Requests per second of the service and of its peers]({CHART.name})",
+        f"{line(document['machine'])}. {how} Peers: {names}. [Raw results](../bench/results/cpu.json).",
         "### Servers",
         _table(*_servers(rounds)),
         "### Goals",
@@ -134,6 +135,8 @@ def _many(rounds: Sequence[Round]) -> tuple[tuple[str, ...], list[tuple[str, ...
 
         def stretch(one: Round, n: int = n) -> float:
             found = one["many connections"][str(n)]
+            if not found["requests"]:
+                raise ValueError("nothing was answered in time")
             return float(found["p99_ms"] / 1e3 * found["per_second"] / n)
 
         cells = [_cell(rounds, pick("per_second")), _cell(rounds, pick("p50_ms"), 1), _cell(rounds, pick("p99_ms"), 1)]

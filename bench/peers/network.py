@@ -10,7 +10,6 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from io import BytesIO
-from typing import Any
 
 import numpy as np
 import torch
@@ -62,10 +61,10 @@ def _plain() -> Encode:
 
 
 def _ours() -> Encode:
-    from app import engine as engines
+    from app.loading import load as load_engine
     from app.settings import load_settings
 
-    engine: Any = engines.load(load_settings({}))
+    engine = load_engine(load_settings({}))
     streams = threading.Semaphore(engine.streams)
 
     def encode(files: Sequence[bytes]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
