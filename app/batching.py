@@ -7,6 +7,7 @@ Knows no HTTP and no torch: an operation is a plain function of numpy arrays.
 """
 
 import asyncio
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -110,25 +111,35 @@ class Batcher:
                 await asyncio.to_thread(thread.join, JOIN_S)
 
     @contextmanager
-    def reserve(self, items: int) -> Iterator[None]:
-        """Hold room for a whole request of ``items``, from before its images are decoded until its answer.
+    def reserve(self, items: int, rows: int | None = None, patience_s: float = math.inf) -> Iterator[None]:
+        """Hold room for a whole request, from before its images are decoded until its answer.
 
         A request larger than the whole line is let in when nobody else is there.
 
+        Args:
+            items: of the request.
+            rows: that will be submitted for it; as many as items where nothing is said.
+            patience_s: how long it can wait; one that would wait longer is refused at once.
+
         Raises:
-            QueueFull: no room; says when to come back, from the items inside and the measured rate.
+            QueueFull: no room, or no time; says when to come back, from the items inside and the measured rate.
             Unavailable: not started, closed or dead.
         """
         self._check_open()
+        rows = items if rows is None else rows
         try:
-            self._house.enter(items)
+            self._house.enter(items, rows, patience_s)
         except QueueFull as error:
             self._monitor.rejected(error.code)
             raise
+        computed = True
         try:
             yield
+        except asyncio.CancelledError:
+            computed = False
+            raise
         finally:
-            self._house.leave(items)
+            self._house.leave(items, rows, computed)
 
     async def submit(self, op: Op, *columns: NDArray[Any]) -> Answer:
         """Return ``op.run`` of the columns, row for row, computed in company.

@@ -20,8 +20,13 @@ from app.json_bodies import read_json
 from app.multipart import split_parts
 from app.negotiation import IMAGE_TYPES, JPEG, JSON, MULTIPART, PNG, input_type
 from app.schemas import MAX_ROWS, ImagesIn
+from model.imagefile import JPEG_PIXELS_PER_BYTE
 from model.pixels import ImageError, Shape, TooManyPixels, WrongSize, read_file, to_unit
 
+LIGHT_PIXELS: Final = 1_000_000  # decoded in a few milliseconds
+PART_BYTES: Final = 16_384  # of image files that are decoded in one go
+
+Item = bytes | str | list[Any]
 _DATA_URL: Final = re.compile(r"data:[^,]{0,200};base64,", re.IGNORECASE)
 
 
@@ -33,6 +38,14 @@ class ImageBatch(ABC):
     """
 
     count: int
+
+    def is_light(self) -> bool:
+        """Return whether decoding costs less than a hop to a thread, whatever the few bytes claim to be."""
+        return True
+
+    def parts(self) -> "list[ImageBatch]":
+        """Return the batch in pieces, in order, so that other requests get their turn while it is decoded."""
+        return [self]
 
     @abstractmethod
     def decode(self, shape: Shape, *, max_pixels: int, resize: bool = True) -> NDArray[np.float32]:
@@ -53,13 +66,27 @@ class ImageBatch(ABC):
 class _Items(ImageBatch):
     """Image files (bytes, or base64 text) and nested lists of numbers, in any mixture."""
 
-    def __init__(self, items: Sequence[bytes | str | list[Any]], field: str, names: Sequence[str] = ()) -> None:
+    def __init__(self, items: Sequence[Item], field: str, names: Sequence[str] = (), first: int = 0, of: int = 0):
         self.count, self._items, self._field, self._names = len(items), items, field, names
+        self._first, self._of = first, of or len(items)  # where these stand in the whole batch
+
+    def is_light(self) -> bool:
+        return sum(map(_claimed_pixels, self._items)) <= LIGHT_PIXELS
+
+    def parts(self) -> list[ImageBatch]:
+        ends, size = [0], 0
+        for i, item in enumerate(self._items):
+            if size and size + len(item) > PART_BYTES:
+                ends.append(i)
+                size = 0
+            size += len(item)
+        slices = zip(ends, [*ends[1:], self.count], strict=True)
+        return [_Items(self._items[a:b], self._field, self._names, self._first + a, self._of) for a, b in slices]
 
     def decode(self, shape: Shape, *, max_pixels: int, resize: bool = True) -> NDArray[np.float32]:
         images = np.empty((self.count, *shape), np.float32)
         for i, item in enumerate(self._items):
-            place = _Place(i, self.count, self._field, self._names)
+            place = _Place(self._first + i, self._of, self._field, self._names)
             if isinstance(item, list):
                 images[i] = _read_nested(item, shape, place)
             else:
@@ -156,6 +183,25 @@ def _read_file(data: bytes, shape: Shape, place: _Place, max_pixels: int, resize
     except ImageError as error:
         text = f"{place.text} cannot be read: {error}; send a PNG or JPEG file"
         raise BadRequest(text, code="malformed_image", errors=[(place.where, str(error))]) from None
+
+
+def _claimed_pixels(item: Item) -> int:
+    """Return the most pixels that an item can turn out to have, from its first bytes and its length."""
+    if isinstance(item, list):
+        return 0
+    head = item[:24] if isinstance(item, bytes) else _base64_head(item)
+    if head.startswith(b"\x89PNG\r\n\x1a\n") and len(head) >= 24:
+        return int.from_bytes(head[16:20]) * int.from_bytes(head[20:24])
+    return JPEG_PIXELS_PER_BYTE * len(item)
+
+
+def _base64_head(text: str) -> bytes:
+    prefix = _DATA_URL.match(text) if text[:5].lower() == "data:" else None
+    start = prefix.end() if prefix else 0
+    try:
+        return base64.b64decode(text[start : start + 32])
+    except (binascii.Error, ValueError):
+        return b""
 
 
 def _from_base64(text: str, place: _Place) -> bytes:

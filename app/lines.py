@@ -17,10 +17,11 @@ from app.errors import QueueFull
 
 Columns = tuple[NDArray[Any], ...]
 
-# Items per second before anything was measured; the guess weighs as much as one second of measuring.
+# Rows per second before anything was measured; the guess weighs as much as one second of measuring.
 FIRST_GUESS: Final = 200.0
 RATE_WINDOW_S: Final = 5.0  # busy seconds over which the service rate is averaged
 MAX_RETRY_S: Final = 60.0
+SURE: Final = 0.5  # of a request's time: estimates err, and an answer that comes too late was computed in vain
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,30 +147,48 @@ class Line:
 
 
 class House:
-    """Items admitted and not yet answered, and the rate at which they leave."""
+    """Items admitted and not yet answered, the rows that they cost, and the rate at which rows are answered."""
 
     def __init__(self, max_items: int) -> None:
         """Start empty, with room for ``max_items``."""
-        self.items = 0
+        self.items = self.rows = 0
         self._max_items = max_items
         self._answered, self._busy_s, self._seen_at = FIRST_GUESS, 1.0, 0.0
 
-    def enter(self, items: int) -> None:
-        """Let items in; more than there is room for only where nobody is inside.
+    def enter(self, items: int, rows: int, patience_s: float = math.inf) -> None:
+        """Let a request in; more than there is room or time for only where nobody is inside.
+
+        Without the second bound a crowd of costly requests would share the device until none of them is answered
+        within its time.
+
+        Args:
+            items: of the request.
+            rows: that are to be computed for it.
+            patience_s: the longest that it can wait for its answer.
 
         Raises:
-            QueueFull: no room; ``Retry-After`` and ``retry_after_ms`` say how long those inside will take.
+            QueueFull: no room, or no time; ``Retry-After`` and ``retry_after_ms`` say how long those inside will take.
         """
         self._measure()
         if self.items and self.items + items > self._max_items:
-            raise self._full(items)
+            raise self._full(
+                f"{self.items} items are waiting or being computed and this request has {items}; at most "
+                f"{self._max_items} are let in (VAE_MAX_QUEUE_ITEMS)"
+            )
+        if self.items and self._wait_s(self.rows + rows) > SURE * patience_s:
+            raise self._full(
+                f"{self.rows} rows are waiting or being computed and this request has {rows}; its time, "
+                f"{patience_s:.1f} s (VAE_DEADLINE_S or X-Timeout-Ms), might be over before they all are"
+            )
         self.items += items
+        self.rows += rows
 
-    def leave(self, items: int) -> None:
-        """Let items out, whatever became of them."""
+    def leave(self, items: int, rows: int, computed: bool = True) -> None:
+        """Let a request out, whatever became of it."""
         self._measure()
         self.items -= items
-        self._answered += items
+        self.rows -= rows
+        self._answered += rows if computed else 0
 
     def _measure(self) -> None:
         """Age both sums of the rate, older seconds weigh less; time counts while somebody is inside."""
@@ -180,11 +199,14 @@ class House:
         self._busy_s = self._busy_s * fade + passed
         self._seen_at = now
 
-    def _full(self, items: int) -> QueueFull:
-        wait_s = min(self.items * self._busy_s / max(self._answered, 1e-9), MAX_RETRY_S)
+    def _wait_s(self, rows: int) -> float:
+        """Return the seconds that so many rows will take."""
+        return rows * self._busy_s / max(self._answered, 1e-9)
+
+    def _full(self, why: str) -> QueueFull:
+        wait_s = min(self._wait_s(self.rows), MAX_RETRY_S)
         return QueueFull(
-            f"{self.items} items are waiting or being computed and this request has {items}; at most "
-            f"{self._max_items} are let in (VAE_MAX_QUEUE_ITEMS); try again in {wait_s:.1f} s",
+            f"{why}; try again in {wait_s:.1f} s",
             headers={"Retry-After": str(max(1, math.ceil(wait_s)))},
             extra={"retry_after_ms": max(1, math.ceil(wait_s * 1000))},
         )

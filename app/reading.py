@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
+import numpy as np
 from fastapi import Request
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
@@ -127,8 +129,11 @@ async def offload(request: Request, size: int, work: Callable[..., T], *args: An
 
     The service's readers are few, so however many large images arrive, only so many are decoded at a time.
     """
-    if size <= SMALL_BODY_BYTES:
-        return work(*args)
+    return work(*args) if size <= SMALL_BODY_BYTES else await in_reader(request, work, *args)
+
+
+async def in_reader(request: Request, work: Callable[..., T], *args: Any) -> T:
+    """Return ``work(*args)``, computed in one of the service's reader threads."""
     readers = service_of(request).readers
     return await asyncio.get_running_loop().run_in_executor(readers, work, *args)
 
@@ -157,11 +162,15 @@ async def read_body(request: Request) -> bytes:
 
 
 @asynccontextmanager
-async def admitted(request: Request, items: int) -> AsyncIterator[Call]:
-    """Hold room for ``items`` until the answer is computed; a caller who leaves frees it at once."""
+async def admitted(request: Request, items: int, rows: int = 0) -> AsyncIterator[Call]:
+    """Hold room for ``items`` until the answer is computed; a caller who leaves frees it at once.
+
+    ``rows`` is what the device computes for them, where that is more than one row each.
+    """
     owner = service_of(request)
     check_items(items, owner)
-    with owner.admit(items) as call:
+    left_s = deadline(request) - (time.monotonic() - request.scope["vae"].started)
+    with owner.admit(items, max(rows, items), left_s) as call:
         request.scope["vae"].timing = call.timing
         task = asyncio.current_task()
         assert task is not None
@@ -177,8 +186,14 @@ async def admitted(request: Request, items: int) -> AsyncIterator[Call]:
 
 
 @asynccontextmanager
-async def images_of(request: Request, resize: str, draws: int = 1) -> AsyncIterator[tuple[Call, Any]]:
+async def images_of(request: Request, resize: str, draws: int = 1, rows: int = 1) -> AsyncIterator[tuple[Call, Any]]:
     """Read the request's images: parse, make room, only then decode; yields the call and ``x (N, C, H, W)``.
+
+    Args:
+        request: its body is read.
+        resize: ``never``, or anything else to have files cropped and resized.
+        draws: latents that are drawn for each image.
+        rows: that the device computes for each image.
 
     Raises:
         ContentTooLarge: body, items, pixels, or images times ``draws`` are over a limit.
@@ -189,25 +204,30 @@ async def images_of(request: Request, resize: str, draws: int = 1) -> AsyncItera
     most = owner.settings.max_items
     batch = await offload(request, len(body), lambda: parse_images(body, content_type(request), max_items=most))
     check_draws(batch.count, draws, owner)
-    async with decoded(request, batch, len(body), resize) as pair:
+    async with decoded(request, batch, len(body), resize, rows=rows * batch.count) as pair:
         yield pair
 
 
 @asynccontextmanager
 async def decoded(
-    request: Request, batch: ImageBatch, size: int, resize: str, items: int = 0
+    request: Request, batch: ImageBatch, size: int, resize: str, items: int = 0, rows: int = 0
 ) -> AsyncIterator[tuple[Call, Any]]:
     """Make room for parsed images, then decode them; yields the call and ``x (N, C, H, W)`` float32 in 0..1.
 
-    ``size`` is that of the body in bytes; ``items`` is the room to make where more is asked for than there are images.
+    ``size`` is that of the body in bytes; ``items`` is the room to make where more is asked for than there are images,
+    ``rows`` what the device computes for them.
     """
-    async with admitted(request, max(items, batch.count)) as call:
+    async with admitted(request, max(items, batch.count), rows) as call:
         limit = service_of(request).settings.max_pixels
 
-        def decode() -> Any:
-            return batch.decode(call.engine.image_shape, max_pixels=limit, resize=resize != "never")
+        def decode(part: ImageBatch) -> Any:
+            return part.decode(call.engine.image_shape, max_pixels=limit, resize=resize != "never")
 
-        yield call, await offload(request, size, decode)
+        if size <= SMALL_BODY_BYTES and batch.is_light():
+            yield call, decode(batch)
+        else:  # part by part, so that others get their turn, and who is gone is not decoded to the end
+            parts = [await in_reader(request, decode, part) for part in batch.parts()]
+            yield call, parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def _body_too_large(limit: int) -> ContentTooLarge:

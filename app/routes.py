@@ -108,7 +108,7 @@ async def reconstruct(
 ) -> Response:
     """Return `decode(mu)` of images: what the model keeps of them."""
     chosen = choose_format(request.headers.get("accept"), form, PICTURES)
-    async with images_of(request, resize) as (call, x):
+    async with images_of(request, resize, rows=2) as (call, x):
         images = await service.reconstruct(call, x)
     return await write(chosen, {"images": images}, columns=columns)
 
@@ -120,7 +120,7 @@ async def score(
     """Score images: ELBO, log-likelihood with its standard error, and the percentile that an alarm reads."""
     chosen = choose_format(request.headers.get("accept"), form, FIELDS)
     seed = fresh_seed() if seed is None else seed
-    async with images_of(request, resize, samples) as (call, x):
+    async with images_of(request, resize, samples, rows=samples + 1) as (call, x):
         fields = await service.score(call, x, samples, seed)
     method = MONTE_CARLO if "kl_standard_error" in fields else CLOSED_FORM
     return await write(chosen, fields, {"method": method, "samples": samples, "seed": seed})
@@ -145,9 +145,10 @@ async def kl(
     question = await offload(request, len(body), lambda: read_kl(body, content_type(request), max_items=most))
     facts: dict[str, object] = {"method": CLOSED_FORM}
     if isinstance(question, ImageBatch):
-        check_draws(question.count, 1 if owner.engine.exact_kl else samples, owner)
+        draws = 1 if owner.engine.exact_kl else samples
+        check_draws(question.count, draws, owner)
         seed = fresh_seed() if seed is None else seed
-        async with decoded(request, question, len(body), resize) as (call, x):
+        async with decoded(request, question, len(body), resize, rows=question.count * draws) as (call, x):
             found = await service.posterior_kl(call, x, samples, seed)
         if "standard_error" in found:
             facts = {"method": MONTE_CARLO, "samples": samples, "seed": seed}

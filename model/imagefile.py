@@ -17,6 +17,9 @@ from typing import Final
 MAX_SCANS: Final = 100
 """Most scans of a JPEG; encoders write about ten, and each one costs a pass over the whole picture."""
 
+JPEG_PIXELS_PER_BYTE: Final = 64 * 8
+"""Most pixels that a byte of a JPEG can stand for: each block of 8 x 8 has at least one bit of its own."""
+
 _PNG: Final = b"\x89PNG\r\n\x1a\n"
 _JPEG: Final = b"\xff\xd8\xff"
 _MAX_CHUNKS: Final = 100_000
@@ -197,7 +200,7 @@ def _scan_jpeg(data: bytes, max_pixels: int) -> ImageFile:
     if size is None or scans == 0:
         raise UnreadableImage("the JPEG holds no picture")
     # A Huffman code has at least one bit, and each block of 8 x 8 pixels has its own in the DC scan.
-    if size[0] * size[1] > 64 * 8 * len(data):
+    if size[0] * size[1] > JPEG_PIXELS_PER_BYTE * len(data):
         raise UnreadableImage("the JPEG claims more pixels than its data can hold")
     return ImageFile("JPEG", *size, exif, _joined(data, kept, copied, at), mode)
 

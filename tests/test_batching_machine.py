@@ -172,7 +172,7 @@ def test_a_batcher_that_loses_or_swaps_answers_is_found_out(monkeypatch, broken,
 
 
 def test_a_line_without_a_bound_is_found_out(monkeypatch):
-    monkeypatch.setattr(House, "enter", lambda house, items: None)
+    monkeypatch.setattr(House, "enter", lambda house, items, rows, patience_s: None)
     machine = BatcherMachine()
     machine.submit(items=7, op=0, poison=0)
     with pytest.raises(AssertionError):

@@ -4,6 +4,7 @@ import base64
 import io
 import json
 from contextlib import suppress
+from typing import Any
 
 import numpy as np
 import orjson
@@ -296,3 +297,27 @@ def test_mutated_bodies_give_good_images_or_a_documented_refusal(
         got = decode(bytes(changed), kind)
         assert got.shape[1:] == GREY
         assert 0 <= got.min() <= got.max() <= 1
+
+
+def test_a_batch_in_parts_is_the_same_batch_and_its_errors_name_the_same_places() -> None:
+    files = [file_of(noise(1, 40 + i, 50)) for i in range(40)]
+    batch = parse_images(form(*files), "multipart/form-data; boundary=XX")
+    limits = {"max_pixels": 1_000_000}
+    parts = batch.parts()
+    assert len(parts) > 3
+    assert sum(part.count for part in parts) == 40
+    np.testing.assert_array_equal(
+        np.concatenate([part.decode(GREY, **limits) for part in parts]), batch.decode(GREY, **limits)
+    )
+    broken = parse_images(form(*files[:39], files[39][:60]), "multipart/form-data; boundary=XX").parts()[-1]
+    with pytest.raises(BadRequest, match="image 40 of 40 cannot be read") as caught:
+        broken.decode(GREY, **limits)
+    assert caught.value.errors[0][0] == "body.images.39"
+
+
+@pytest.mark.parametrize("pack", [bytes, lambda data: as_json([base64_of(data)])])
+def test_few_bytes_that_claim_many_pixels_are_not_light(pack: Any) -> None:
+    kind = "image/png" if pack is bytes else JSON
+    assert parse_images(pack(file_of(noise(1, 28, 28))), kind).is_light()
+    assert not parse_images(pack(file_of(np.zeros((1, 2000, 1000), np.uint8))), kind).is_light()
+    assert parse_images(as_json(np.zeros((2, 28, 28)).tolist()), JSON).is_light()

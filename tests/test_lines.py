@@ -16,34 +16,56 @@ def clock(monkeypatch):
 
 def refusal(house, items=1):
     with pytest.raises(QueueFull) as caught:
-        house.enter(items)
+        house.enter(items, items)
     return caught.value.headers["Retry-After"], caught.value.extra["retry_after_ms"]
 
 
 def test_the_time_to_come_back_is_the_items_inside_over_the_measured_rate(clock):
     house = House(max_items=1000)
-    house.enter(1000)
+    house.enter(1000, 1000)
     assert refusal(house) == ("5", 5000)  # the first guess, 200 items a second
     for _ in range(600):  # 100 items a second, for a minute
         clock[0] += 0.1
-        house.leave(10)
-        house.enter(10)
+        house.leave(10, 10)
+        house.enter(10, 10)
     seconds, milliseconds = refusal(house)
     assert seconds == "10"
     assert milliseconds == pytest.approx(10_000, rel=0.02)
-    house.leave(900)
-    house.leave(100)
+    house.leave(900, 900)
+    house.leave(100, 100)
     clock[0] += 3600  # nobody is inside: this time says nothing about the rate
-    house.enter(1000)
+    house.enter(1000, 1000)
     assert refusal(house)[1] < 11_000
 
 
 def test_a_device_that_stands_still_lengthens_the_time_to_come_back_up_to_a_minute(clock):
     house = House(max_items=100)
-    house.enter(100)
+    house.enter(100, 100)
     waits = []
     for _ in range(30):
         clock[0] += 1
         waits.append(refusal(house)[1])
     assert waits == sorted(waits)
     assert waits[-1] == 60_000
+
+
+def test_who_could_not_be_answered_in_time_is_refused_though_there_is_room(clock):
+    house = House(max_items=1000)
+    house.enter(1, 100_000, patience_s=0.01)  # nobody is inside: it may try
+    house.leave(1, 100_000, computed=False)
+    house.enter(2, 600, patience_s=1)  # 200 rows a second
+    with pytest.raises(QueueFull, match="10.0 s .VAE_DEADLINE_S") as caught:
+        house.enter(1, 401, patience_s=10)  # half of its time is what counts
+    assert caught.value.extra["retry_after_ms"] == 3000
+    house.enter(1, 400, patience_s=10)
+    assert (house.items, house.rows) == (3, 1000)
+
+
+def test_what_was_not_computed_counts_for_no_speed(clock):
+    house = House(max_items=1000)
+    house.enter(1000, 1000)
+    for _ in range(100):
+        clock[0] += 1
+        house.leave(10, 10, computed=False)
+        house.enter(10, 10)
+    assert refusal(house)[1] == 60_000

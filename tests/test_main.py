@@ -277,3 +277,25 @@ def test_the_latent_of_an_image_file_is_that_of_its_array(path: Path) -> None:
         assert reconstruction.headers["Content-Type"] == "application/x-npy"
 
     run(path, body)
+
+
+def test_what_is_past_its_deadline_is_not_decoded_to_its_end(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+
+    def decode(batch: Any, shape: tuple[int, ...], **_: Any) -> Any:
+        seen.append(batch.count)
+        time.sleep(0.02)
+        return np.zeros((batch.count, *shape), np.float32)
+
+    async def body(client: httpx.AsyncClient, app: FastAPI) -> None:
+        monkeypatch.setattr("app.images_in.PART_BYTES", 1)
+        monkeypatch.setattr("app.images_in._Items.decode", decode)
+        large = {"images": ["A" * 100] * 200}
+        answer = await client.post("/encode", json=large, headers={"X-Timeout-Ms": "300"})
+        assert answer.status_code == 504
+        await asyncio.to_thread(time.sleep, 0.1)
+        assert set(seen) == {1}
+        assert len(seen) < 200
+        assert (await client.post("/encode", json={"images": ["A" * 100] * 3})).status_code == 200
+
+    run(path, body)
