@@ -13,13 +13,14 @@ import functools
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
+from email.utils import parsedate_to_datetime
 from types import TracebackType
 from typing import Any, Final, Generic, ParamSpec, TypeVar, overload
 
 import httpx
 
 from app import calls
-from app.answers import Divergence, LatentMap, Picture, Posterior, Samples, Scores, Traversal, Walk
+from app.answers import Array, Divergence, LatentMap, Picture, Posterior, Samples, Scores, Traversal, Walk
 from app.calls import Call, NoAnswer
 from app.errors import ServiceError
 
@@ -37,6 +38,7 @@ __all__ = [
     "ServiceError",
     "Traversal",
     "Walk",
+    "to_pillow",
 ]
 
 P = ParamSpec("P")
@@ -213,20 +215,43 @@ class AsyncClient(_Methods):
         await self.close()
 
 
+def to_pillow(images: Array) -> list[Any]:
+    """Return images of an answer as a list of ``PIL.Image.Image``, grey or RGB.
+
+    Args:
+        images: ``(N, C, H, W)`` in 0..1, or ``(rows, steps, C, H, W)``, which is read row by row.
+    """
+    from model import pixels  # with Pillow, which nothing else of the client needs
+
+    return pixels.to_pillow(images.reshape(-1, *images.shape[-3:]))
+
+
 def seconds_to_wait(error: ServiceError) -> float | None:
     """Return how long to wait before asking again; None where the error is to be raised at once.
 
-    ``retry_after_ms`` of the body, else ``Retry-After`` in whole seconds, else ``DEFAULT_WAIT_S``; and never for
-    another status than 429 and 503, without an answer, or where the wait is longer than ``MAX_WAIT_S``.
+    ``retry_after_ms`` of the body, else ``Retry-After``, in seconds or as the date that a proxy may write, else
+    ``DEFAULT_WAIT_S``; and never for another status than 429 and 503, without an answer, or where the wait is longer
+    than ``MAX_WAIT_S``.
     """
     if error.status not in RETRIED or isinstance(error, NoAnswer):
         return None
-    milliseconds, header = error.extra.get("retry_after_ms"), error.headers.get("retry-after", "")
+    milliseconds = error.extra.get("retry_after_ms")
     if isinstance(milliseconds, int | float):
         seconds = milliseconds / 1000
     else:
-        seconds = float(header) if header.isdecimal() else DEFAULT_WAIT_S
+        seconds = _seconds_of(error.headers.get("retry-after", ""))
     return seconds if 0 <= seconds <= MAX_WAIT_S else None
+
+
+def _seconds_of(header: str) -> float:
+    """Return the seconds that a ``Retry-After`` stands for (RFC 9110, section 10.2.3)."""
+    if header.isdecimal():
+        return float(header)
+    try:
+        seconds = parsedate_to_datetime(header).timestamp() - time.time()
+    except ValueError:
+        return DEFAULT_WAIT_S
+    return seconds if seconds > 0 else DEFAULT_WAIT_S  # clocks differ
 
 
 def _options(url: str, api_key: str | None, digest: str | None, timeout: float) -> dict[str, Any]:

@@ -96,7 +96,7 @@ def save_picture(out: Path, png: bytes) -> None:
 
 def printable(name: str) -> str:
     """Return the name of a file such that it can be printed: what is not UTF-8 in it is replaced."""
-    return os.fsencode(name).decode(errors="replace")
+    return name if name.isascii() else os.fsencode(name).decode(errors="replace")
 
 
 def read_latents(path: Path) -> Array:

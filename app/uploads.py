@@ -40,7 +40,7 @@ AHEAD: Final = 2  # more than that are being read, or wait to be sent
 _OF_A_FILE: Final = frozenset({"malformed_image", "too_many_pixels", "too_many_items", "body_too_large"})
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, repr=False)  # the loop writes out what a task gave, whenever it is told of signals
 class Answer(Generic[T]):
     """What the server said to some files.
 

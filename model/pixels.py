@@ -29,6 +29,7 @@ __all__ = [
     "prepare",
     "read_file",
     "to_bytes",
+    "to_pillow",
     "to_unit",
 ]
 
@@ -155,6 +156,14 @@ def to_bytes(x: NDArray[Any]) -> NDArray[np.uint8]:
     """Return finite numbers as bytes: 0..1 becomes 0..255, rounded to nearest, clipped; the shape stays."""
     grey: NDArray[np.uint8] = np.rint(np.clip(x, 0, 1) * np.float32(255)).astype(np.uint8)
     return grey
+
+
+def to_pillow(images: NDArray[Any]) -> list[Image.Image]:
+    """Return images ``(N, C, H, W)`` in 0..1 as images of Pillow, grey (C = 1) or RGB (C = 3)."""
+    return [
+        Image.fromarray(pixels[0] if len(pixels) == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0)))
+        for pixels in to_bytes(images)
+    ]
 
 
 def contact_sheet(images: NDArray[np.uint8], columns: int | None = None) -> NDArray[np.uint8]:

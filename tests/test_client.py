@@ -2,6 +2,7 @@
 
 import asyncio
 import inspect
+import math
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 
 from app import client as module
 from app import errors
-from app.client import MAX_WAIT_S, AsyncClient, Client, NoAnswer, seconds_to_wait
+from app.client import MAX_WAIT_S, AsyncClient, Client, NoAnswer, seconds_to_wait, to_pillow
 from app.errors import ServiceError
 
 KEY = "k3y-0123456789abcdef"
@@ -222,6 +224,45 @@ def test_wait_is_that_of_the_body_then_of_the_header_and_never_a_long_one(
 ) -> None:
     error = errors.from_problem(429, body, {"retry-after": header} if header else {})
     assert seconds_to_wait(error) == seconds
+
+
+def test_date_of_a_proxy_is_obeyed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module.time, "time", lambda: 1_700_000_000.0)
+    for date, seconds in [
+        ("Tue, 14 Nov 2023 22:13:27 GMT", 7.0),
+        ("Tue, 14 Nov 2023 22:13:10 GMT", 1.0),
+        ("Wed, 15 Nov 2023 22:13:20 GMT", None),
+    ]:
+        assert seconds_to_wait(errors.from_problem(503, {}, {"retry-after": date})) == seconds
+
+
+def test_async_client_of_a_client_asks_the_same_server_in_the_same_way() -> None:
+    seen: list[httpx.Request] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        seen.append(request)
+        return httpx.Response(503 if len(seen) < 3 else 200, json={"retry_after_ms": 0, "name": "mnist"})
+
+    async def ask(client: Client) -> object:
+        async with client.to_async(digest="0123456789abcdef") as other:
+            return (await other.model())["name"]
+
+    transport = httpx.MockTransport(answer)
+    with Client("http://far.test/vae", api_key=KEY, retries=2, transport=transport) as client:
+        assert asyncio.run(ask(client)) == "mnist"
+    assert [str(request.url) for request in seen] == ["http://far.test/vae/model"] * 3
+    assert seen[0].headers["Authorization"] == f"Bearer {KEY}"
+    assert seen[0].headers["If-Model-Match"] == "0123456789abcdef"
+
+
+@pytest.mark.parametrize(("shape", "mode"), [((3, 1, 4, 5), "L"), ((2, 3, 4, 5), "RGB"), ((2, 3, 1, 4, 5), "L")])
+def test_images_become_images_of_pillow(shape: tuple[int, ...], mode: str) -> None:
+    images = np.linspace(0, 1, math.prod(shape), dtype=np.float32).reshape(shape)
+    drawn = to_pillow(images)
+    assert [(image.mode, image.size) for image in drawn] == [(mode, (5, 4))] * math.prod(shape[:-3])
+    flat = images.reshape(-1, *shape[-3:])
+    last = np.asarray(drawn[-1]).reshape(4, 5, -1).transpose(2, 0, 1)
+    assert np.array_equal(last, np.rint(flat[-1] * 255))
 
 
 @pytest.mark.parametrize("name", METHODS)
