@@ -30,6 +30,7 @@ from model.gaussian import noise
 Array = NDArray[Any]
 EXIT_DEVICE_LOST = 70
 READERS = 2
+POSTERIOR = 1  # the stream of noise that posteriors are drawn with; samples of the prior have stream 0
 IMAGES_SCORED_AT_ONCE = 8  # of one request: enough to fill batches, few enough to let others in between
 log = logging.getLogger("vae")
 
@@ -187,7 +188,7 @@ async def encode(call: Call, x: Array, draws: int = 0, seed: int = 0) -> dict[st
     call.metrics.observe_posterior_kl(kl)
     if not draws:
         return {"mu": mu, "sigma": sigma}
-    epsilon = noise(seed, len(x), (draws, call.engine.latent_dim))
+    epsilon = noise(seed, len(x), (draws, call.engine.latent_dim), stream=POSTERIOR)
     return {"mu": mu, "sigma": sigma, "z": mu[:, None] + epsilon * sigma[:, None]}
 
 
@@ -237,7 +238,7 @@ async def _drawn(call: Call, op: Op, columns: Columns, samples: int, seed: int) 
 
     ``columns`` have a row an image; the noise of image i depends on the seed and i alone.
     """
-    epsilon = noise(seed, len(columns[0]), (samples, call.engine.latent_dim))
+    epsilon = noise(seed, len(columns[0]), (samples, call.engine.latent_dim), stream=POSTERIOR)
     room = asyncio.Semaphore(IMAGES_SCORED_AT_ONCE)
 
     async def draw(i: int) -> Columns:

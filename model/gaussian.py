@@ -89,11 +89,11 @@ def log_prob_standard(z: Tensor) -> Tensor:
     return -0.5 * z.square() - 0.5 * math.log(2 * math.pi)
 
 
-def noise(seed: int, items: int, shape: tuple[int, ...], first: int = 0) -> npt.NDArray[np.float32]:
+def noise(seed: int, items: int, shape: tuple[int, ...], first: int = 0, stream: int = 0) -> npt.NDArray[np.float32]:
     """Return standard normal draws of which item i depends on (seed, i) alone.
 
-    Philox (Salmon et al. 2011) with the seed as its key and the item as the highest word of its counter. So
-    the items of a call for 4 are the first 4 of a call for 64, and an item of shape ``(4, D)`` is the first 4
+    Philox (Salmon et al. 2011) with the seed as its key, the item as the highest word of its counter and the
+    stream as the next one. So the items of a call for 4 are the first 4 of a call for 64, and an item of shape ``(4, D)`` is the first 4
     rows of that item in shape ``(8, D)``.
 
     Args:
@@ -101,6 +101,7 @@ def noise(seed: int, items: int, shape: tuple[int, ...], first: int = 0) -> npt.
         items: how many.
         shape: the shape of one item.
         first: index of the first one, for those who work through many in chunks.
+        stream: which noise of that seed; draws from the prior and from a posterior must not be the same.
 
     Returns:
         float32 ``(items, *shape)``.
@@ -116,7 +117,7 @@ def noise(seed: int, items: int, shape: tuple[int, ...], first: int = 0) -> npt.
     fill, state = np.random.Generator(philox).standard_normal, philox.state
     draws = np.empty((items, math.prod(shape)), np.float32)
     for item, row in enumerate(draws, start=first):
-        state["state"]["counter"][3] = item
+        state["state"]["counter"][2:] = stream, item
         philox.state = state  # cheaper than a generator for each item
         fill(dtype=np.float32, out=row)
     return draws.reshape(items, *shape)

@@ -166,6 +166,7 @@ class TrainConfig:
 _MNIST = TrainConfig()
 PRESETS = {
     "mnist": _MNIST,
+    "quick": replace(_MNIST, name="quick", learning_rate=1.5e-3, time_budget=1200.0),
     "fashion": replace(_MNIST, name="fashion", data="fashion-mnist"),
     "folder": replace(
         _MNIST,

@@ -255,3 +255,10 @@ def test_fresh_seeds_differ_and_survive_javascript() -> None:
     seeds = [fresh_seed() for _ in range(100)]
     assert len(set(seeds)) == 100
     assert all(0 <= seed <= 2**53 - 1 for seed in seeds)
+
+
+def test_streams_of_one_seed_have_nothing_in_common() -> None:
+    first, second = noise(7, 500, (32,)), noise(7, 500, (32,), stream=1)
+    assert np.array_equal(second, noise(7, 500, (32,), stream=1))
+    assert abs(float(np.corrcoef(first.ravel(), second.ravel())[0, 1])) < 4 / first.size**0.5
+    assert not np.intersect1d(first, second).size > first.size / 1000  # float32 has few values near zero

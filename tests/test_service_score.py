@@ -9,7 +9,7 @@ import httpx
 import numpy as np
 import pytest
 from service_answers import answer, problem, words
-from service_pictures import NPY, npy
+from service_pictures import NPY, from_npy, npy
 
 FIELDS = ("elbo", "reconstruction", "kl", "log_likelihood", "standard_error", "bits_per_dim", "percentile")
 
@@ -56,6 +56,14 @@ def test_reconstruction_of_other_draws_agrees_within_its_noise(http: httpx.Clien
     first, second = (score(http, drawn[:4], seed=s, samples=64)["reconstruction"] for s in (1, 2))
     assert not np.array_equal(first, second)
     np.testing.assert_allclose(first, second, rtol=0.1, atol=3)
+
+
+def test_images_score_no_better_with_the_seed_that_drew_them(http: httpx.Client) -> None:
+    wanted = {"n": 100, "seed": 2, "format": "npy"}
+    images = from_npy(http.get("/sample", params=wanted).content)
+    same, *others = (score(http, images, seed=s, samples=1)["elbo"] for s in (2, 3, 4))
+    difference = same - np.mean(others, 0)
+    assert abs(difference.mean()) < 4 * difference.std() / len(images) ** 0.5
 
 
 def test_bits_per_dim_are_the_log_likelihood_in_bits_over_the_pixels(scores: dict) -> None:
