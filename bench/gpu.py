@@ -27,7 +27,7 @@ from app.settings import Settings
 from bench.client import Connection, Times, closed_loop, closed_threads, percentile, request_bytes
 from bench.machine import machine
 from bench.pictures import MODEL, digits, npy, png, reference
-from bench.processes import Server, environment, free_port
+from bench.processes import Server, environment, free_port, stop_on_sigterm
 from model import checkpoint
 
 GRAPH_SIZES = (64, 256, 512, 1024, 2048, 4096)
@@ -210,6 +210,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda", help="cpu only tries the script out")
     parser.add_argument("--serve", default="", help="further flags of `vae serve`, separated by spaces")
     options = parser.parse_args()
+    stop_on_sigterm()
     flags = ["--device", options.device, "--max-batch", str(options.max_batch), "--max-queue-items", "65536"]
     flags += options.serve.split()
     began = time.monotonic()

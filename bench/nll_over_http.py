@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from bench.client import Connection, request_bytes
 from bench.contenders import own
 from bench.pictures import npy
+from bench.processes import stop_on_sigterm
 from model import checkpoint, data
 from model.scores import bounds, frozen_targets
 
@@ -167,6 +168,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--data-dir", type=Path, default=None, help="folder of the data set; default $VAE_DATA_DIR")
     options = parser.parse_args()
+    stop_on_sigterm()
     server = None if options.url else own("vae-service").start()
     try:
         port = server.port if server else urlsplit(options.url).port or 80

@@ -22,7 +22,7 @@ from bench.contenders import own, peers
 from bench.environments import PEERS, Missing, load_generator, prepare, python
 from bench.machine import line, machine
 from bench.measures import QUICK, Plan
-from bench.processes import ROOT
+from bench.processes import ROOT, stop_on_sigterm
 
 RESULTS = ROOT / "bench" / "results" / "cpu.json"
 Step = Callable[[], Any]
@@ -108,6 +108,7 @@ def main() -> int:
     parser.add_argument("--only", default="", help="names of steps, separated by commas: " + ", ".join(steps(QUICK)))
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
+    stop_on_sigterm()
     given = {name: value for name in ("rounds", "seconds") if (value := getattr(options, name))}
     plan = Plan(**{**asdict(QUICK if options.quick else Plan()), **given})
     only = [name.strip() for name in options.only.split(",") if name.strip()]

@@ -13,6 +13,7 @@ from bench import wrk
 from bench.contenders import Contender, bentoml, litserve, mlserver
 from bench.environments import PEERS, prepare
 from bench.measures import files
+from bench.processes import stop_on_sigterm
 
 LEVELS = (32, 128)
 
@@ -46,6 +47,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--seconds", type=int, default=2)
     options = parser.parse_args()
+    stop_on_sigterm()
     for peer in PEERS:
         prepare(peer)
     found: dict[str, list[list[float]]] = {}
