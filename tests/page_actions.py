@@ -55,7 +55,15 @@ def posterior(page: Page) -> dict[str, list[float]]:
 
 def seen(page: Page) -> np.ndarray:
     """Return the picture that the page says the model sees, ``(28, 28)`` uint8."""
-    return from_base64_png(str(page.locator("#seen-file").get_attribute("href")).partition(",")[2])
+    colors = from_base64_png(str(page.locator("#seen-file").get_attribute("href")).partition(",")[2])[..., :3]
+    assert (colors == colors[..., :1]).all()
+    return colors[..., 0]
+
+
+def pictures(page: Page, gallery: str) -> list[str]:
+    """Return the PNGs of a gallery, in base64."""
+    sources = page.locator(f"{gallery} img").evaluate_all("images => images.map((image) => image.src)")
+    return [str(source).partition(",")[2] for source in sources]
 
 
 def alike(one: Any, other: Any) -> bool:

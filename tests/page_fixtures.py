@@ -14,8 +14,10 @@ from urllib.parse import urlsplit
 
 import pytest
 from page_actions import Open, settled
-from playwright.sync_api import BrowserContext, Page, sync_playwright
+from playwright.sync_api import BrowserContext, Page, expect, sync_playwright
 from service_process import Server
+
+expect.set_options(timeout=30_000)  # what is waited for comes at once, but on a machine that has more to do
 
 
 @pytest.fixture(scope="module")

@@ -5,12 +5,11 @@ import json
 import re
 import subprocess
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import httpx
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from page_actions import Open, after_change, alike, copied, draw, seen, settled
+from page_actions import Open, after_change, seen, settled
 from playwright.sync_api import Page, Route, expect
 from service_process import Server
 
@@ -26,26 +25,24 @@ def violations(page: Page) -> list[str]:
     return [f"{rule['id']}: {node['html']}" for rule in found for node in rule["nodes"]]
 
 
-def test_every_curl_line_that_is_copied_runs_and_gives_the_same_answer(page: Page) -> None:
-    answers = {}
-    page.on("response", lambda response: answers.update({urlsplit(response.url).path: response}))
-    after_change(page, lambda: draw(page, 2))
-    shown = page.locator("#decoded").get_attribute("src") or ""
-    page.get_by_role("button", name="Random").click()
-    expect(page.locator("#decoded")).not_to_have_attribute("src", shown)
-    lines = {}
-    for summary in page.locator("#posterior, #reconstruction, #sliders").get_by_text("Show request").all():
-        summary.click()
-    expect(page.locator(".entry")).to_have_count(6)
-    for entry in page.locator(".entry").all():
-        lines[entry.locator("h3").inner_text().split()[1]] = copied(entry.locator("button"))
-    assert sorted(lines) == ["/decode", "/encode", "/kl", "/reconstruct", "/sample", "/score"]
-    for path, line in lines.items():
-        answer = json.loads(subprocess.run(["sh", "-c", line], check=True, capture_output=True, timeout=60).stdout)
-        assert alike(answer, answers[path].json()), path
+def test_a_request_is_shown_with_its_status_and_its_times(page: Page) -> None:
+    page.locator("#posterior").get_by_text("Show request").click()
     expect(page.locator("#posterior .entry p").first).to_have_text(
         re.compile("^200 in .* ms: .* in line, .* on the device, .* in the service$")
     )
+    expect(page.locator("#posterior pre").first).to_contain_text("curl -s")
+    page.locator("#posterior").get_by_role("button", name="Python").click()
+    expect(page.locator("#posterior pre").first).to_contain_text("from urllib.request import")
+    page.locator("#reconstruction").get_by_text("Show request").click()
+    expect(page.locator("#reconstruction pre").first).to_contain_text("from urllib.request import")
+    expect(page.get_by_role("button", name="Python").first).to_have_attribute("aria-pressed", "true")
+
+
+def test_the_card_of_the_model_tells_what_was_measured(page: Page, http: httpx.Client) -> None:
+    page.get_by_text("Model card").click()
+    measured = http.get("/model").json()["metrics"]
+    expect(page.locator("#card")).to_contain_text(f"negative elbo{measured['negative_elbo']:.3f}")
+    expect(page.locator("#card")).to_contain_text(f"images{measured['images']}")
 
 
 def test_a_complaint_is_shown_in_the_words_of_the_service_and_a_full_queue_is_asked_again(open_page: Open) -> None:

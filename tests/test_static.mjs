@@ -1,32 +1,36 @@
 // The page's pure modules, without a browser: node --test tests/test_static.mjs (tests/test_static.py does that).
 
 import assert from "node:assert/strict";
-import { execFileSync } from "node:child_process";
+import { execFile, execFileSync } from "node:child_process";
+import { createServer } from "node:http";
+import { mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import { test } from "node:test";
-import { inflateSync } from "node:zlib";
+import { promisify } from "node:util";
 
-import { formatFragment, isSeed, parseFragment, toBase64 } from "../app/static/fragment.js";
-import { Ink } from "../app/static/ink.js";
-import { latest, signal } from "../app/static/latest.js";
+import { formatFragment, isSeed, parseFragment } from "../app/static/fragment.js";
+import { latest, quietly, signal } from "../app/static/latest.js";
 import { byDivergence, fixed, milliseconds, percent } from "../app/static/numbers.js";
-import { encodePng } from "../app/static/picture.js";
-import { curl, target, timings } from "../app/static/request.js";
+import { pixels } from "../app/static/picture.js";
+import { atFrame, counts, ellipse, frame, inFrame, lattice, lift, nearest, project } from "../app/static/plane.js";
+import { method, PROGRAMS, target, timings } from "../app/static/request.js";
 
-const SHAPE = { channels: 1, height: 4, width: 5 };
+const AXES = [[0.6, 0.8, 0], [0, 0, 1]]; // of a plane in three dimensions
 
 test("a fragment comes back as the state that it was made of, bit for bit", () => {
   const z = [...Float32Array.from([0, -1.5, 0.1, 3.4028234e38, -1e-40])];
-  const state = { n: 64, temperature: 0.35, seed: "9223372036854775807", z };
+  const state = { n: 64, temperature: 0.35, seed: "9223372036854775807", dims: [4, 17], z };
   assert.deepEqual(parseFragment(`#${formatFragment(state)}`), state);
-  assert.deepEqual(parseFragment(formatFragment({ ...state, z: null })), { ...state, z: null });
+  assert.deepEqual(parseFragment(formatFragment({ ...state, dims: null, z: null })), { ...state, dims: null, z: null });
 });
 
 test("what makes no sense in a fragment takes its default, and the rest stands", () => {
-  const defaults = { n: 16, temperature: 1, seed: "7", z: null };
-  for (const wrong of ["", "#", "#input", "#n=0&temperature=3&seed=-1&z=%%%", "#n=1.5&seed=9223372036854775808"]) {
+  const defaults = { n: 16, temperature: 1, seed: "7", dims: null, z: null };
+  for (const wrong of ["", "#", "#input", "#n=0&temperature=3&seed=-1&z=%%%", "#n=1.5&seed=9223372036854775808", "#dims=1", "#dims=-1,2"]) {
     assert.deepEqual(parseFragment(wrong), defaults, wrong);
   }
-  for (const z of ["a", "AAA", "AAAAAAA", "AADAfw", "AACAfw"]) assert.equal(parseFragment(`#z=${z}`).z, null, z);
+  for (const z of ["a", "AAA", "AAAAAAA", "AADAfw", "AACAfw", "_-_-"]) assert.equal(parseFragment(`#z=${z}`).z, null, z);
   assert.deepEqual(parseFragment("#n=4&temperature=&seed=x"), { ...defaults, n: 4 });
   assert.deepEqual(parseFragment("#temperature=0"), { ...defaults, temperature: 0 });
 });
@@ -37,8 +41,8 @@ test("a seed is a whole number from 0 to 2^63 - 1", () => {
 });
 
 test("a curl line is quoted so that a shell hands on exactly what was meant", () => {
-  const request = { method: "POST", path: "/kl", query: { unit: "nats" }, body: { text: "it's \"$HOME\" `\\n` ü" } };
-  const line = curl(request, "http://127.0.0.1:1", true).replace(/^curl/, "printf '%s\\0'");
+  const request = { path: "/kl", query: { unit: "nats" }, body: { text: "it's \"$HOME\" `\\n` ü" } };
+  const line = PROGRAMS.curl(request, "http://127.0.0.1:1", true).replace(/^curl/, "printf '%s\\0'");
   const words = execFileSync("sh", ["-c", line], { env: { VAE_API_KEY: "a b" } }).toString().split("\0").slice(0, -1);
   const headers = ["-H", "Authorization: Bearer a b", "-H", "Content-Type: application/json"];
   assert.deepEqual(words, ["-s", "http://127.0.0.1:1/kl?unit=nats", ...headers, "-d", JSON.stringify(request.body)]);
@@ -46,7 +50,31 @@ test("a curl line is quoted so that a shell hands on exactly what was meant", ()
 
 test("a request without query and body is a bare address", () => {
   assert.equal(target({ path: "/model" }), "/model");
-  assert.equal(curl({ method: "GET", path: "/model" }, "http://h", false), "curl -s 'http://h/model'");
+  assert.equal(PROGRAMS.curl({ path: "/model" }, "http://h", false), "curl -s 'http://h/model'");
+  assert.equal(PROGRAMS.JavaScript({ path: "/model" }, "http://h", false).split(" .then")[0], 'fetch("http://h/model", {\n  method: "GET",\n})\n ');
+});
+
+test("programs in all languages send the same request, with the key of the environment, and print the same answer", async () => {
+  const bodies = [{ text: "it's \"$HOME\" `\\n` ü\u2028 ${1}", z: [[0.1, -2, 1e-7]] }, undefined];
+  for (const body of bodies) {
+    const request = { path: "/kl", query: { unit: "nats", text: "a&b c" }, body };
+    const seen = await exchanges(request, "application/json", '{"kl": [0.5]}');
+    assert.equal(seen.length, 3);
+    for (const { url, method: verb, type, key, sent, printed } of seen) {
+      assert.deepEqual([url, verb, key], [target(request), method(request), "Bearer a b"]);
+      assert.deepEqual(sent && JSON.parse(sent), body ?? "");
+      if (body) assert.equal(type, "application/json");
+      assert.deepEqual(JSON.parse(printed), { kl: [0.5] });
+    }
+  }
+});
+
+test("programs write what is no JSON into a file", async () => {
+  const request = { path: "/decode", query: { format: "png" }, body: { z: [[0]] } };
+  for (const { printed, written } of await exchanges(request, "image/png", "a picture")) {
+    assert.deepEqual(written, [["decode.png", "a picture"]]);
+    assert.equal(printed, "");
+  }
 });
 
 test("Server-Timing is read by name, and a missing one is empty", () => {
@@ -104,80 +132,86 @@ test("dimensions come by their divergence, and equals in their order", () => {
   assert.deepEqual(byDivergence([0.1, 2, 0.1, 3]), [3, 1, 0, 2]);
 });
 
-test("a stroke covers what it passes, softly at its edge, and nothing else", () => {
-  const ink = new Ink(SHAPE, 8);
-  assert.ok(ink.blank);
-  ink.line([0, 2], [5, 2], 1);
-  const rows = byRow(ink.picture());
-  assert.deepEqual(rows[0], [0, 0, 0, 0, 0]);
-  assert.deepEqual(rows[3], [0, 0, 0, 0, 0]);
-  for (const row of [rows[1], rows[2]]) assert.ok(row.every((value) => value > 240), row);
+test("work that waits for quiet is done once, with the last value", async () => {
+  const seen = [];
+  const offer = quietly((value) => seen.push(value), 1);
+  for (let i = 0; i < 5; i++) offer(i);
+  await new Promise((resolve) => setTimeout(resolve, 20));
+  assert.deepEqual(seen, [4]);
 });
 
-test("a click leaves a round dot, also beyond the edge of the sheet", () => {
-  const ink = new Ink(SHAPE, 8);
-  ink.line([2.5, 2.5], [2.5, 2.5], 0.5);
-  const around = [...ink.picture()];
-  assert.ok(around[12] > 0.7 * 255 && around[12] < 0.9 * 255, `${around[12]}, the area of a disc is 0.785`);
-  assert.ok(around.every((value, i) => i === 12 || value < 10), around);
-  ink.line([-9, -9], [99, 99], 0.2);
+test("pixels are the means of blocks, in color or gray", () => {
+  const red = [200, 0, 0, 255];
+  const blue = [0, 0, 100, 255];
+  const image = { width: 4, data: [red, red, blue, blue, red, blue, blue, blue].flat() };
+  assert.deepEqual([...pixels(image, 3, 2)], [150, 0, 25, 0, 0, 100]);
+  assert.deepEqual([...pixels(image, 1, 2)], [Math.round(0.299 * 150 + 0.114 * 25), 11]);
+  assert.deepEqual([...pixels({ width: 1, data: [7, 7, 7, 255, 0, 0, 0, 255] }, 1)], [7, 0]);
 });
 
-test("undo goes back step by step, through strokes, inversion, pictures and clearing", () => {
-  const ink = new Ink(SHAPE, 2);
-  const pictures = [[...ink.picture()]];
-  const actions = [
-    () => (ink.remember(), ink.line([1, 1], [3, 3], 1)),
-    () => ink.invert(),
-    () => ink.load(Uint8Array.from({ length: 80 }, (_, i) => i)),
-    () => ink.clear(),
-  ];
-  for (const action of actions) {
-    action();
-    pictures.push([...ink.picture()]);
-  }
-  while (ink.past.length) {
-    assert.deepEqual([...ink.picture()], pictures.pop());
-    ink.undo();
-  }
-  assert.deepEqual([...ink.picture()], pictures.pop());
-  ink.undo();
+test("a latent is lifted to the place at which it is seen, through the origin, and no other part of it changes", () => {
+  const origin = [1, 2, 3];
+  assert.deepEqual(project(origin, AXES), [0.6 + 1.6, 3]);
+  const lifted = lift([-1, 5], AXES, origin);
+  close(project(lifted, AXES), [-1, 5]);
+  assert.ok(Math.abs(0.8 * (lifted[0] - 1) - 0.6 * (lifted[1] - 2)) < 1e-3, "moved at right angles to the plane");
+  assert.deepEqual(lift(project(origin, AXES), AXES, origin), origin);
 });
 
-test("on an inverted sheet strokes are black", () => {
-  const ink = new Ink(SHAPE, 4);
-  ink.invert();
-  assert.ok(ink.picture().every((value) => value === 255));
-  ink.line([2.5, 2], [2.5, 2], 1.5);
-  assert.equal(byRow(ink.picture())[2][2], 0);
-  assert.equal(byRow(ink.picture())[0][4], 255);
+test("a frame reaches three standard deviations, and there and back is where one was", () => {
+  const seen = frame([[0, 1], [2, 1], [1, 0], [1, 2]], [1, 1]);
+  close([seen.x, seen.y, seen.half], [1, 1, 3 * Math.sqrt(0.5)]);
+  close(atFrame(inFrame([0.3, -2], seen), seen), [0.3, -2]);
+  assert.deepEqual(inFrame([1, 2], { x: 0, y: 0, half: 2 }), [0.5, -1]);
+  assert.equal(frame([[3, 3]], [3, 3]).half, 1);
 });
 
-test("a color sheet keeps its channels apart, and averages blocks", () => {
-  const ink = new Ink({ channels: 3, height: 1, width: 2 }, 2);
-  ink.load(Uint8Array.from([1, 2, 3, 3, 2, 1, 9, 9, 9, 9, 9, 9, 1, 2, 3, 3, 2, 1, 9, 9, 9, 9, 9, 9]));
-  assert.deepEqual([...ink.picture()], [2, 2, 2, 9, 9, 9]);
+test("a lattice goes row by row from the top, and counts what lies in its cells", () => {
+  const seen = { x: 0, y: 0, half: 2 };
+  assert.deepEqual(lattice(seen, 2), [[-1, 1], [1, 1], [-1, -1], [1, -1]]);
+  assert.deepEqual(counts([[-1, 1], [-0.1, 0.1], [1.9, -1.9], [0, 9], [0, -9], [9, 0], [-9, 0]], seen, 2), [2, 0, 0, 1]);
 });
 
-for (const [channels, type] of [[1, 0], [3, 2]]) {
-  test(`a PNG with ${channels} channels holds exactly the pixels`, async () => {
-    const pixels = Uint8Array.from({ length: 20 * channels }, (_, i) => (i * 37) % 256);
-    const file = Buffer.from(await encodePng({ ...SHAPE, channels }, pixels));
-    assert.equal(file.subarray(1, 4).toString(), "PNG");
-    assert.deepEqual([file.readUInt32BE(16), file.readUInt32BE(20), file[24], file[25]], [5, 4, 8, type]);
-    const rows = inflateSync(file.subarray(41, 41 + file.readUInt32BE(33)));
-    const unfiltered = byRow(rows, 5 * channels + 1).flatMap(([filter, ...row]) => (assert.equal(filter, 0), row));
-    assert.deepEqual(unfiltered, [...pixels]);
-    assert.equal(file.subarray(-12).toString("hex"), "0000000049454e44ae426082");
-  });
+test("the outline of a posterior lies one sigma away, in the plane's own directions", () => {
+  const flat = ellipse([1, 2, 3], [0.5, 0.5, 2], AXES);
+  for (const [x, y] of flat) assert.ok(Math.abs(((x - 2.2) / 0.5) ** 2 + ((y - 3) / 2) ** 2 - 1) < 1e-9);
+  const tilted = ellipse([0, 0], [1, 3], [[0.6, 0.8], [-0.8, 0.6]]);
+  for (const [x, y] of tilted) assert.ok(Math.abs((0.6 * x - 0.8 * y) ** 2 + ((0.8 * x + 0.6 * y) / 3) ** 2 - 1) < 1e-9);
+});
+
+test("the nearest points come nearest first", () => {
+  assert.deepEqual(nearest([[0, 0], [3, 0], [1, 1], [0, 2]], [0, 1.2], 3), [3, 2, 0]);
+});
+
+function close(found, expected) {
+  expected.forEach((value, i) => assert.ok(Math.abs(found[i] - value) < 1e-3, `${found} is not ${expected}`));
 }
 
-test("base64 is the usual one", () => {
-  assert.equal(toBase64(Uint8Array.from([0, 255, 62, 63])), Buffer.from([0, 255, 62, 63]).toString("base64"));
-});
-
-function byRow(data, width = SHAPE.width) {
-  return Array.from({ length: data.length / width }, (_, y) => [...data.slice(y * width, (y + 1) * width)]);
+/** Run the programs of a request against a server that gives one answer; return what it saw, and what they printed. */
+async function exchanges(request, type, answer) {
+  const seen = [];
+  const server = createServer((incoming, outgoing) => {
+    let sent = "";
+    incoming.setEncoding("utf8").on("data", (part) => (sent += part));
+    incoming.on("end", () => {
+      const { url, method: verb, headers } = incoming;
+      seen.push({ url, method: verb, type: headers["content-type"], key: headers.authorization, sent });
+      outgoing.writeHead(200, { "Content-Type": type, Connection: "close" }).end(answer);
+    });
+  });
+  await new Promise((resolve) => server.listen(0, "127.0.0.1", resolve));
+  const runners = { curl: ["sh", "-c"], Python: ["python3", "-c"], JavaScript: ["node", "-e"] };
+  const env = { ...process.env, VAE_API_KEY: "a b" };
+  for (const [language, [command, flag]] of Object.entries(runners)) {
+    const program = PROGRAMS[language](request, `http://127.0.0.1:${server.address().port}`, true);
+    const folder = mkdtempSync(join(tmpdir(), "page-"));
+    const { stdout } = await promisify(execFile)(command, [flag, program], { env, cwd: folder });
+    const written = readdirSync(folder).map((name) => [name, readFileSync(join(folder, name), "latin1")]);
+    Object.assign(seen.at(-1), { printed: stdout, written });
+    rmSync(folder, { recursive: true });
+  }
+  server.close();
+  return seen;
 }
 
 function settled() {

@@ -1,47 +1,37 @@
 /**
- * What a shared address says: `#n=16&temperature=0.8&seed=7&z=…`. What is missing or makes no sense takes its default.
- * A seed is a text: it goes up to 2^63 - 1, and numbers here do not. Latents are float32 in base64url.
+ * What a shared address says: `#n=16&temperature=0.8&seed=7&dims=4,17&z=…`. What makes no sense takes its default. A seed
+ * is a text: it goes up to 2^63 - 1, and numbers here do not. `dims` are the map's; `z` is float32 in base64.
  */
 
 const MAX_SEED = 2n ** 63n - 1n;
 
-/** Return the state that a fragment stands for, with or without its `#`. */
+/** Return the state that a fragment stands for. */
 export function parseFragment(fragment) {
-  const given = Object.fromEntries(new URLSearchParams(fragment.replace("#", "")));
-  const [n, temperature] = [Number(given.n), parseFloat(given.temperature)];
-  return {
-    n: Number.isInteger(n) && n > 0 ? n : 16,
-    temperature: temperature >= 0 && temperature <= 2 ? temperature : 1,
-    seed: isSeed(given.seed) ? given.seed : "7",
-    z: parseLatents(given.z),
-  };
+	const { n, temperature, seed, dims, z } = Object.fromEntries(new URLSearchParams(fragment.replace("#", "")));
+	return {
+		n: /^0*[1-9]\d{0,9}$/.test(n) ? Number(n) : 16,
+		temperature: parseFloat(temperature) >= 0 && parseFloat(temperature) <= 2 ? parseFloat(temperature) : 1,
+		seed: isSeed(seed) ? seed : "7",
+		dims: /^\d+,\d+$/.test(dims) ? dims.split(",").map(Number) : null,
+		z: parseLatents(z),
+	};
 }
 
 /** Return the fragment of a state, without `#`. */
-export function formatFragment({ z, ...state }) {
-  const pairs = new URLSearchParams(state);
-  if (z) pairs.set("z", toBase64(new Uint8Array(Float32Array.from(z).buffer)).replace(/[+/=]/g, (c) => URL_SAFE[c]));
-  return pairs.toString();
+export function formatFragment({ z, dims, ...state }) {
+	if (dims) state.dims = dims;
+	if (z) state.z = btoa(String.fromCharCode(...new Uint8Array(Float32Array.from(z).buffer)));
+	return `${new URLSearchParams(state)}`;
 }
 
 /** Tell whether a text is a seed: 0 to 2^63 - 1, in digits. */
-export function isSeed(text) {
-  return /^\d{1,19}$/.test(text) && BigInt(text) <= MAX_SEED;
-}
-
-/** Return bytes in base64. */
-export function toBase64(bytes) {
-  return btoa(Array.from(bytes, (byte) => String.fromCharCode(byte)).join(""));
-}
-
-const URL_SAFE = { "+": "-", "/": "_", "=": "" };
+export const isSeed = (text) => /^\d{1,19}$/.test(text) && BigInt(text) <= MAX_SEED;
 
 function parseLatents(text = "") {
-  try {
-    const bytes = atob(text.replaceAll("-", "+").replaceAll("_", "/"));
-    const z = [...new Float32Array(Uint8Array.from(bytes, (c) => c.charCodeAt(0)).buffer)];
-    return z.length && z.every(Number.isFinite) ? z : null;
-  } catch {
-    return null; // no base64, or no whole number of float32
-  }
+	try {
+		const z = [...new Float32Array(Uint8Array.from(atob(text), (c) => c.charCodeAt(0)).buffer)];
+		return z.length && z.every(Number.isFinite) ? z : null;
+	} catch {
+		return null; // no base64, or no whole number of float32
+	}
 }

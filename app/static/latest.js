@@ -1,46 +1,40 @@
-/** Who works on what, and when: one thing at a time and always the newest; and values with listeners. */
+/** One thing at a time and always the newest; and values with listeners. */
 
 /**
- * Return a function that hands values to `work`, one call at a time.
- *
- * A value that comes meanwhile waits, and replaces one that waits already: so few calls are made, and the last value is
- * always worked on. Where `work` resolves to a number, it is called again that many milliseconds later.
- *
- * @param {(value: any) => Promise<number | void>} work must not reject
+ * Return a function that hands values to `work`, one at a time; of those that wait only the newest is kept. `work` must
+ * not reject; where it resolves to a number, it is called again that many milliseconds later.
  */
 export function latest(work) {
-  let newest, running, timer;
-  let waiting = false;
+	let newest, running, timer, waiting;
+	return async function offer(value) {
+		clearTimeout(timer);
+		[newest, waiting] = [value, true];
+		if (running) return;
+		running = true;
+		while (waiting) {
+			waiting = false;
+			const again = await work(newest);
+			if (again && !waiting) timer = setTimeout(offer, again, newest);
+		}
+		running = false;
+	};
+}
 
-  async function drain() {
-    while (waiting) {
-      waiting = false;
-      const again = await work(newest);
-      if (again && !waiting) timer = setTimeout(offer, again, newest);
-    }
-    running = false;
-  }
-
-  function offer(value) {
-    clearTimeout(timer);
-    newest = value;
-    waiting = true;
-    if (!running) running = drain();
-  }
-  return offer;
+/** Return a function that does `work` with the last value, once no other came for `ms` milliseconds. */
+export function quietly(work, ms) {
+	let timer;
+	return (value) => {
+		clearTimeout(timer);
+		timer = setTimeout(work, ms, value);
+	};
 }
 
 /** Return a value that tells its listeners when it is set: the way in which panels hear of each other. */
-export function signal(value) {
-  const listeners = [];
-  return {
-    get value() {
-      return value;
-    },
-    set(next) {
-      value = next;
-      listeners.forEach((listener) => listener(value));
-    },
-    subscribe: (listener) => listeners.push(listener),
-  };
-}
+export const signal = (value, listeners = []) => ({
+	value,
+	subscribe: (listener) => listeners.push(listener),
+	set(next) {
+		this.value = next;
+		listeners.forEach((listener) => listener(next));
+	},
+});

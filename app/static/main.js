@@ -1,83 +1,64 @@
-/**
- * Puts the page together: asks what is loaded, makes the panels, keeps the address up to date.
- *
- * `app` is what panels share: the way to the service, what it says of its model, the signals by which they hear of each
- * other, and the state that the address holds.
- */
+/** Puts the page together: asks what is loaded, makes the panels and what they share, keeps the address up to date. */
 
 import { Api } from "./api.js";
-import { $ } from "./dom.js";
+import { $, on } from "./dom.js";
 import { formatFragment, parseFragment } from "./fragment.js";
-import { signal } from "./latest.js";
+import { quietly, signal } from "./latest.js";
 import { Header } from "./panels/header.js";
-import { InputPanel } from "./panels/input.js";
-import { PosteriorPanel } from "./panels/posterior.js";
-import { ReconstructionPanel } from "./panels/reconstruction.js";
-import { SamplesPanel } from "./panels/samples.js";
-import { SlidersPanel } from "./panels/sliders.js";
+import { Input } from "./panels/input.js";
+import { LatentMap } from "./panels/map.js";
+import { Posterior } from "./panels/posterior.js";
+import { Reconstruction } from "./panels/reconstruction.js";
+import { Samples } from "./panels/samples.js";
+import { Sliders } from "./panels/sliders.js";
+import { Interpolation, Traversal } from "./panels/walks.js";
 
-const QUIET_MS = 400; // after the last change, before it goes into the address or is read aloud
+const QUIET_MS = 400; // before a change goes into the address or is read aloud
 
 const api = new Api(new URL("..", import.meta.url).href.slice(0, -1));
 const header = new Header(api);
 api.onLost = () => header.watch();
 header.watch();
+const model = await load();
 const app = {
-  api,
-  model: await load(),
-  input: signal(null),
-  posterior: signal(null),
-  state: parseFragment(location.hash),
-  say: quietly((text) => ($("live").textContent = text)),
-  remember(part) {
-    const before = formatFragment(app.state);
-    Object.assign(app.state, part);
-    if (formatFragment(app.state) !== before) write();
-  },
+	api,
+	model,
+	input: signal(),
+	posterior: signal(),
+	z: signal(new Array(model.latent_dim).fill(0)), // to play with
+	order: signal(), // of dimensions
+	state: parseFragment(location.hash),
+	say: quietly((text) => ($("live").textContent = text), QUIET_MS),
+
+	/** Take a latent that somebody chose. */
+	choose(z, name) {
+		app.z.set(z);
+		app.remember({ z });
+		if (name) app.say(`The sliders show ${name}.`);
+	},
+
+	remember(part) {
+		const before = formatFragment(app.state);
+		if (formatFragment(Object.assign(app.state, part)) !== before) write();
+	},
 };
-const write = quietly(() => history.replaceState(null, "", `#${formatFragment(app.state)}`));
-const panels = assemble();
+const write = quietly(() => history.replaceState(null, "", `#${formatFragment(app.state)}`), QUIET_MS);
+$("panels").hidden = false;
+const panels = [Posterior, Reconstruction, Sliders, Samples, LatentMap, Interpolation, Traversal, Input].map((Kind) => new Kind(app));
 header.onReturn = () => panels.forEach((panel) => panel.refresh?.());
-api.onDigest = (digest) => ($("other-weights").hidden = !digest || digest === app.model.digest);
-$("reload").addEventListener("click", () => location.reload());
-window.addEventListener("hashchange", () => {
-  panels.forEach((panel) => panel.restore?.(parseFragment(location.hash)));
-});
+api.onDigest = (digest) => ($("other-weights").hidden = !digest || digest === model.digest);
+on("reload", () => location.reload());
+window.addEventListener("hashchange", () => panels.forEach((panel) => panel.restore?.(parseFragment(location.hash))));
 
-/** Make the panels; each hears of an input before the one after it. */
-function assemble() {
-  $("panels").hidden = false;
-  new PosteriorPanel(app);
-  new ReconstructionPanel(app);
-  const sliders = new SlidersPanel(app);
-  const samples = new SamplesPanel(app, (z, name) => {
-    sliders.choose(z);
-    app.say(`The sliders show ${name}.`);
-  });
-  const input = new InputPanel(app);
-  input.refresh();
-  return [input, sliders, samples];
-}
-
-/** Return what is loaded; waits as long as the service is not there, and for a key where it wants one. */
+/** Return what is loaded, when the service is there and has the key that it wants. */
 async function load() {
-  for (;;) {
-    try {
-      const model = await api.send({ method: "GET", path: "/model" });
-      header.show(model);
-      return model;
-    } catch (error) {
-      if (error.status === 401) await header.askForKey(error.message);
-      else await new Promise((resolve) => setTimeout(resolve, error.retryMs || 1000));
-    }
-  }
-}
-
-/** Return a function that does `work` with the last value, once no other has come for a moment. */
-function quietly(work) {
-  let timer;
-  return (value) => {
-    clearTimeout(timer);
-    timer = setTimeout(work, QUIET_MS, value);
-  };
+	try {
+		const loaded = await api.send({ path: "/model" });
+		header.show(loaded);
+		return loaded;
+	} catch (error) {
+		if (error.status === 401) await header.askForKey(error.message);
+		else await new Promise((resolve) => setTimeout(resolve, error.retryMs || 1000));
+		return load();
+	}
 }

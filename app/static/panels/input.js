@@ -1,128 +1,150 @@
 /**
- * The picture that all else is about: drawn, dropped, pasted, chosen, or an example that the model drew.
- *
- * It is brought to the model's size here and sent as it is, so what is shown as seen is seen. `app.input` holds
- * `{data, png, settled}`, pixels and file, or null for an empty sheet; `settled` is false amid a stroke.
+ * The picture that all else is about. It is brought to the model's size here and sent as it is, so what is shown as seen
+ * is seen. `app.input` holds `{data, png, settled}`, or null for an empty sheet; `settled` is false amid a stroke.
  */
 
-import { $, paint, pictureButton, pngUrl } from "../dom.js";
-import { toBase64 } from "../fragment.js";
-import { Ink } from "../ink.js";
+import { $, gallery, on } from "../dom.js";
 import { latest } from "../latest.js";
 import { Panel } from "../panel.js";
-import { decodeFile, encodePng, pngBlob } from "../picture.js";
+import { decodePng, drawImage, paint, pixels } from "../picture.js";
 
-const EXAMPLES = { method: "GET", path: "/sample", query: { n: 8, temperature: 0.7, seed: "14" } };
-const SHEET_PIXELS = 280; // the sheet's longer side, or a little less
+const EXAMPLES = { path: "/sample", query: { n: 8, temperature: 0.7, seed: "14" } };
+const SHEET_PIXELS = 280; // longer side of the sheet that one draws on, or a little less
 const LIVE_MS = 100; // between two rounds of requests while a stroke is drawn
+const MAX_UNDO = 40;
 
-export class InputPanel extends Panel {
-  constructor(app) {
-    super("input", app);
-    const { height, width } = (this.shape = app.model.image);
-    this.ink = new Ink(this.shape, Math.max(1, Math.floor(SHEET_PIXELS / Math.max(height, width))));
-    this.publish = latest((settled) => this.#publish(settled));
-    for (const action of ["undo", "clear", "invert"]) {
-      $(action).addEventListener("click", () => this.change(() => this.ink[action]()));
-    }
-    listenToPointer($("pad"), this);
-    listenToFiles(this.section, (file) => this.#load(file));
-    this.change(() => {});
-  }
+export class Input extends Panel {
+	constructor(app) {
+		super("input", app);
+		const { height, width } = (this.shape = app.model.image);
+		this.scale = Math.max(1, Math.floor(SHEET_PIXELS / Math.max(height, width)));
+		Object.assign($("pad"), { height: height * this.scale, width: width * this.scale });
+		this.pen = $("pad").getContext("2d", { willReadFrequently: true });
+		this.past = [];
+		this.publish = latest((settled) => this.#publish(settled));
+		on("undo", () => this.#change(() => {
+			this.ink = this.past.at(-1).ink;
+			this.pen.putImageData(this.past.pop().sheet, 0, 0);
+		}));
+		on("clear", () => this.#edit(() => this.#clear()));
+		on("invert", () => this.#edit(() => { // strokes too, from now on
+			this.pen.globalCompositeOperation = "difference";
+			this.#fill("#fff");
+			this.pen.globalCompositeOperation = "source-over";
+			this.ink = this.ink === "#fff" ? "#000" : "#fff";
+		}));
+		this.#listenToPointer();
+		this.#listenToFiles();
+		this.#change(() => this.#clear());
+		this.refresh();
+	}
 
-  /** Fetch the examples, and show the first where there is nothing else yet. */
-  refresh() {
-    return this.attempt(async () => {
-      const { images } = await this.ask(EXAMPLES);
-      const examples = images.map((png, i) => pictureButton(png, `Example ${i + 1}`, () => this.#load(pngBlob(png))));
-      $("examples").replaceChildren(...examples);
-      if (this.ink.past.length) return this.publish(true);
-      await this.#load(pngBlob(images[0]));
-      this.unasked = true; // the first stroke takes its place
-    });
-  }
+	/** Fetch the examples; show the first where there is nothing else yet. */
+	refresh() {
+		return this.attempt(async () => {
+			const { images } = await this.ask(EXAMPLES);
+			gallery($("examples"), images, (i) => `Example ${i + 1}`, async (i) => this.#load(await decodePng(images[i])));
+			if (this.past.length) return this.publish(true);
+			this.#load(await decodePng(images[0]));
+			this.unasked = true; // the first stroke takes its place
+		});
+	}
 
-  /** Change the sheet, show it, and tell the others. */
-  change(action, settled = true) {
-    this.unasked = false;
-    action();
-    const { ink } = this;
-    paint($("pad"), { ...this.shape, height: ink.height * ink.scale, width: ink.width * ink.scale }, ink.sheet);
-    $("pad-hint").hidden = !ink.blank;
-    $("clear").disabled = ink.blank;
-    $("undo").disabled = !ink.past.length;
-    if (settled || performance.now() - this.told > LIVE_MS) this.publish(settled);
-  }
+	/** Change the sheet, show it, and tell the others. */
+	#change(action, settled = true) {
+		this.unasked = false;
+		action();
+		$("undo").disabled = !this.past.length;
+		if (settled || performance.now() - this.told > LIVE_MS) this.publish(settled);
+	}
 
-  async #publish(settled) {
-    this.told = performance.now();
-    const data = this.ink.picture();
-    const png = toBase64(await encodePng(this.shape, data));
-    paint($("seen"), this.shape, data);
-    $("seen-file").href = pngUrl(png);
-    this.app.input.set(this.ink.blank ? null : { data, png, settled });
-  }
+	#edit(action, settled) {
+		this.past = [...this.past.slice(1 - MAX_UNDO), { sheet: this.#sheet, ink: this.ink }];
+		this.#change(action, settled);
+	}
 
-  async #load(file) {
-    try {
-      const sheet = await decodeFile(file, this.shape, this.ink.scale);
-      this.change(() => this.ink.load(sheet));
-      this.complain("");
-    } catch {
-      this.complain(`The browser cannot read ${file.name ?? "this"} as a picture.`);
-    }
-  }
-}
+	get #sheet() {
+		return this.pen.getImageData(0, 0, $("pad").width, $("pad").height);
+	}
 
-/** Draw with mouse, pen or finger; every point that the device reports is used. */
-function listenToPointer(pad, panel) {
-  const { ink } = panel;
-  let last = null;
+	#publish(settled) {
+		this.told = performance.now();
+		const data = pixels(this.#sheet, this.shape.channels, this.scale);
+		const blank = !data.some(Boolean);
+		paint($("seen"), this.shape, data);
+		$("seen-file").href = $("seen").toDataURL();
+		$("pad-hint").hidden = !blank;
+		$("clear").disabled = blank;
+		this.app.input.set(blank ? null : { data, png: $("seen-file").href.split(",")[1], settled });
+	}
 
-  function line(event) {
-    const box = pad.getBoundingClientRect();
-    const next = [
-      ((event.clientX - box.left) / box.width) * ink.width,
-      ((event.clientY - box.top) / box.height) * ink.height,
-    ];
-    ink.line(last ?? next, next, $("brush").valueAsNumber / 2);
-    last = next;
-  }
+	#clear() {
+		this.#fill("#000");
+		this.ink = "#fff";
+	}
 
-  pad.addEventListener("pointerdown", (event) => {
-    if (!event.isPrimary || event.button) return;
-    pad.setPointerCapture(event.pointerId);
-    if (panel.unasked) ink.clear();
-    else ink.remember();
-    panel.change(() => line(event), false);
-  });
-  pad.addEventListener("pointermove", (event) => {
-    if (!last || !event.isPrimary) return;
-    const points = event.getCoalescedEvents?.() ?? [];
-    panel.change(() => (points.length ? points : [event]).forEach(line), false);
-  });
-  for (const end of ["pointerup", "pointercancel"]) {
-    pad.addEventListener(end, (event) => {
-      if (!last || !event.isPrimary) return;
-      last = null;
-      panel.change(() => {});
-    });
-  }
-}
+	#fill(color) {
+		this.pen.fillStyle = color;
+		this.pen.fillRect(0, 0, $("pad").width, $("pad").height);
+	}
 
-/** Take files that are chosen, pasted, or dropped anywhere on the page. */
-function listenToFiles(section, load) {
-  const take = (files) => files?.length && load(files[0]);
-  $("file").addEventListener("change", async ({ target }) => {
-    await take(target.files);
-    target.value = ""; // the same file may be chosen again
-  });
-  document.addEventListener("paste", (event) => take(event.clipboardData?.files));
-  for (const name of ["dragover", "dragleave", "drop"]) {
-    document.addEventListener(name, (event) => {
-      event.preventDefault(); // else the browser would leave the page to show the file
-      section.classList.toggle("target", name === "dragover");
-      if (name === "drop") take(event.dataTransfer.files);
-    });
-  }
+	#load(image) {
+		const { height, width } = this.shape;
+		this.#edit(() => {
+			this.#clear();
+			drawImage(this.pen, image, image.width === width && image.height === height);
+		});
+		this.complain("");
+	}
+
+	#listenToPointer() {
+		const { pen } = this;
+		let last = null;
+
+		function line({ offsetX, offsetY }) {
+			const next = [offsetX, offsetY].map((at) => (at * $("pad").width) / $("pad").clientWidth);
+			pen.beginPath();
+			pen.moveTo(...(last ?? next));
+			pen.lineTo(...next);
+			pen.stroke();
+			last = next;
+		}
+
+		on("pad", (event) => {
+			if (!event.isPrimary || event.button) return;
+			$("pad").setPointerCapture(event.pointerId);
+			const { unasked } = this;
+			this.#edit(() => {
+				if (unasked) this.#clear();
+				Object.assign(pen, { strokeStyle: this.ink, lineWidth: $("brush").value * this.scale, lineCap: "round" });
+				line(event);
+			}, false);
+		}, "pointerdown");
+		on("pad", (event) => last && event.isPrimary && this.#change(() => line(event), false), "pointermove");
+		on("pad", () => {
+			last = null;
+			this.#change(() => {});
+		}, "lostpointercapture");
+	}
+
+	/** Take files that are chosen, pasted, or dropped anywhere on the page. */
+	#listenToFiles() {
+		const take = async ([file] = []) => {
+			if (!file) return;
+			const complain = () => this.complain(`The browser cannot read ${file.name} as a picture.`);
+			await createImageBitmap(file).then((image) => this.#load(image), complain);
+		};
+		on("file", async ({ target }) => {
+			await take(target.files);
+			target.value = ""; // the same file may be chosen again
+		}, "change");
+		document.onpaste = (event) => take(event.clipboardData?.files);
+		for (const name of ["dragover", "dragleave", "drop"]) {
+			document.addEventListener(name, (event) => {
+				event.preventDefault(); // else the browser would leave the page to show the file
+				this.section.classList.toggle("target", name === "dragover");
+				if (name === "drop") take(event.dataTransfer.files);
+			});
+		}
+	}
 }
