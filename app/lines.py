@@ -21,6 +21,8 @@ Columns = tuple[NDArray[Any], ...]
 FIRST_GUESS: Final = 200.0
 RATE_WINDOW_S: Final = 5.0  # busy seconds over which the service rate is averaged
 MAX_RETRY_S: Final = 60.0
+BACKLOG_ROWS: Final = 64  # with fewer inside, what is measured is the speed of single requests, not of the device
+KNOWN_S: Final = 1.0  # seconds of measuring after which the rate is believed when it refuses somebody
 SURE: Final = 0.5  # of a request's time: estimates err, and an answer that comes too late was computed in vain
 
 
@@ -154,6 +156,7 @@ class House:
         self.items = self.rows = 0
         self._max_items = max_items
         self._answered, self._busy_s, self._seen_at = FIRST_GUESS, 1.0, 0.0
+        self._known_s = 0.0  # seconds of measuring so far
 
     def enter(self, items: int, rows: int, patience_s: float = math.inf) -> None:
         """Let a request in; more than there is room or time for only where nobody is inside.
@@ -175,7 +178,7 @@ class House:
                 f"{self.items} items are waiting or being computed and this request has {items}; at most "
                 f"{self._max_items} are let in (VAE_MAX_QUEUE_ITEMS)"
             )
-        if self.items and self._wait_s(self.rows + rows) > SURE * patience_s:
+        if self.items and self._known_s > KNOWN_S and self._wait_s(self.rows + rows) > SURE * patience_s:
             raise self._full(
                 f"{self.rows} rows are waiting or being computed and this request has {rows}; its time, "
                 f"{patience_s:.1f} s (VAE_DEADLINE_S or X-Timeout-Ms), might be over before they all are"
@@ -186,17 +189,18 @@ class House:
     def leave(self, items: int, rows: int, computed: bool = True) -> None:
         """Let a request out, whatever became of it."""
         self._measure()
+        self._answered += rows if computed and self.rows >= BACKLOG_ROWS else 0
         self.items -= items
         self.rows -= rows
-        self._answered += rows if computed else 0
 
     def _measure(self) -> None:
-        """Age both sums of the rate, older seconds weigh less; time counts while somebody is inside."""
+        """Age both sums of the rate, older seconds weigh less; time counts while there is a backlog."""
         now = time.monotonic()
-        passed = now - self._seen_at if self.items else 0.0
+        passed = now - self._seen_at if self.rows >= BACKLOG_ROWS else 0.0
         fade = math.exp(-passed / RATE_WINDOW_S)
         self._answered *= fade
         self._busy_s = self._busy_s * fade + passed
+        self._known_s += passed
         self._seen_at = now
 
     def _wait_s(self, rows: int) -> float:
