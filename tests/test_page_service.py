@@ -66,6 +66,22 @@ def test_a_complaint_is_shown_in_the_words_of_the_service_and_a_full_queue_is_as
     expect(complaint).to_be_hidden()
 
 
+def test_under_a_learned_prior_the_kl_is_drawn_by_a_seed_and_each_dimension_has_its_own(open_page: Open) -> None:
+    asked: list[str] = []
+
+    def learned(route: Route) -> None:
+        answer = route.fetch()
+        asked.append(route.request.url)
+        kept = {name: part for name, part in answer.json().items() if name != "per_dimension"}
+        route.fulfill(response=answer, json=kept | ({"prior": "realnvp"} if "prior" in kept else {}))
+
+    page = settled(open_page(prepare=lambda page: page.route(re.compile(r"/(model|kl)(\?.*)?$"), learned)))
+    assert asked[-1].endswith("/kl?seed=0")
+    expect(page.locator("#posterior-summary")).to_have_text(
+        re.compile(r"^2\d of 32 dimensions active; KL \d+\.\d\d nats$")
+    )
+
+
 def test_an_answer_from_other_weights_is_noticed(page: Page) -> None:
     def other(route: Route) -> None:
         answer = route.fetch()
@@ -123,13 +139,17 @@ def test_a_key_that_the_service_wants_is_asked_for_and_kept_in_the_tab(open_page
     expect(field).to_be_focused()
 
 
-def test_axe_finds_nothing_in_any_panel_in_light_and_dark(page: Page) -> None:
+def test_axe_finds_nothing_in_any_panel_in_any_size_and_color_scheme(page: Page) -> None:
     page.emulate_media(reduced_motion="reduce")
     for summary in page.locator("summary").all():
-        summary.click()
-    assert violations(page) == []
-    page.emulate_media(color_scheme="dark")
-    page.set_viewport_size({"width": 390, "height": 844})
+        summary.click()  # which brings every panel into sight
+    expect(page.locator("#map-place")).not_to_be_empty()
+    expect(page.locator("#traversal-grid button").first).to_be_visible()
+    for width, height in [(1280, 800), (390, 844)]:
+        page.set_viewport_size({"width": width, "height": height})
+        for scheme in ("light", "dark"):
+            page.emulate_media(color_scheme=scheme)
+            assert violations(page) == [], (width, scheme)
     page.get_by_role("button", name="Show table").click()
     expect(page.locator("#posterior-table tbody tr").first).to_be_visible()
     assert violations(page) == []
