@@ -2,23 +2,31 @@
 
 `CompiledVAE` computes what a VAE made of torch's layers computes, and is used like it. Where the residual blocks are
 in bfloat16 (`model.bf16`), so are those of the graph, and nothing else: each precision is written into the graph, none
-is left to the compiler. One graph serves every batch size; a size is prepared when it is first seen.
+is left to the compiler. A graph is compiled for one batch size, and a batch is put together from a few sizes: graphs of
+any size are slower, and round to bfloat16 by cutting off.
 """
 
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable, Collection
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache, partial
 from queue import SimpleQueue
 from typing import Any, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from app.eager import padded
 from model.bf16 import Bf16Block
+from model.likelihood import Bernoulli
 from model.vae import LOG_SIGMA_MAX, LOG_SIGMA_MIN, VAE, Decoder, Encoder, ResidualBlock
 
 NAME = "openvino"
+SIZES = (1, 4, 16, 32)
 Value = Any  # openvino.Node, and also openvino.Output
 
 
@@ -34,90 +42,139 @@ def has_bf16() -> bool:
     return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
+def sizes_up_to(max_batch: int) -> tuple[int, ...]:
+    """Return the sizes of graphs that batches of up to ``max_batch`` rows need."""
+    return tuple(size for size in SIZES if size <= max_batch)
+
+
 class CompiledVAE(VAE):
     """A VAE that computes what another one computes, by compiled graphs."""
 
-    def __init__(self, vae: VAE, streams: int, encoder: nn.Module | None = None) -> None:
+    def __init__(
+        self, vae: VAE, streams: int, sizes: tuple[int, ...] = SIZES, encoder: CompiledGraphs | None = None
+    ) -> None:
         """Compile the encoder and the decoder of ``vae``, which is on the CPU.
 
         Args:
             vae: with residual blocks in float32, or those of `model.bf16`.
             streams: batches that can run at the same time, each in the thread of its caller.
-            encoder: a compiled encoder to use instead.
+            sizes: numbers of rows for which there are graphs.
+            encoder: compiled graphs of an encoder to use instead.
 
         Raises:
             TypeError: a layer is of a kind that is not known here.
         """
         nn.Module.__init__(self)
         self.config, self.likelihood, self.prior = vae.config, vae.likelihood, vae.prior
-        config = vae.config
-        shared = encoder or _Compiled(_encoder_graph(vae.encoder, config.image_shape), streams, 2)
-        self.encoder = shared  # type: ignore[assignment]
-        self.decoder = _Compiled(_decoder_graph(vae.decoder, config.latent_dim), streams, 1)  # type: ignore[assignment]
+        logits = isinstance(vae.likelihood, Bernoulli)
+        self.graphs = (
+            encoder or CompiledGraphs(partial(_encoder_graph, vae.encoder, vae.config.image_shape), streams, sizes),
+            CompiledGraphs(partial(_decoder_graph, vae.decoder, vae.config.latent_dim, logits), streams, sizes),
+        )
+
+    def encode(self, x: Tensor, precision: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+        """Return the posterior's ``mu`` and ``sigma``; ``precision`` is that of the graphs, whatever is asked for."""
+        mu, sigma = self.graphs[0](x)
+        return mu, sigma
+
+    def decode(self, z: Tensor, precision: torch.dtype = torch.float32) -> Tensor:
+        """Return the likelihood's raw parameters; ``precision`` as for :meth:`encode`."""
+        output: Tensor = self.graphs[1](z)[0]
+        return output
+
+    def mean_images(self, z: Tensor) -> Tensor:
+        """Return the mean images of latents ``z (N, D)``, ``(N, C, H, W)`` in 0..1.
+
+        Torch computes the last elements of a tensor by other instructions than the rest, so that the rounding of a
+        sigmoid would depend on how many rows there are; it is in the graph for that reason, as is that of sigma.
+        """
+        output, *means = self.graphs[1](z)
+        return means[0] if means else self.likelihood.mean(output)
+
+    def use_only(self, sizes: Collection[int]) -> None:
+        """Compute every batch by the graphs of these sizes, where any of them is left."""
+        for graphs in self.graphs:
+            graphs.sizes = tuple(size for size in graphs.sizes if size in sizes) or graphs.sizes[-1:]
 
 
-class _Compiled(nn.Module):
-    """A graph of one input, in place of a module of torch."""
+class CompiledGraphs:
+    """Graphs of one function for some sizes of batch; ``sizes`` are those in use."""
 
-    def __init__(self, graph: Any, streams: int, outputs: int) -> None:
-        super().__init__()
-        import openvino
+    def __init__(self, build: Callable[[_Ops, int], Any], streams: int, sizes: tuple[int, ...]) -> None:
+        """Compile what ``build`` gives for each of the ``sizes``, once for each of the streams."""
+        self.sizes = sizes
+        self._free: SimpleQueue[dict[int, Any]] = SimpleQueue()
+        ops = _Ops()
+        with ThreadPoolExecutor(streams) as pool:
+            for slot in pool.map(lambda _: {size: ops.compile(build(ops, size)) for size in sizes}, range(streams)):
+                self._free.put(slot)
 
-        settings = {
-            "INFERENCE_PRECISION_HINT": "f32",  # as written in the graph: nothing is rounded that is not so there
-            "NUM_STREAMS": str(streams),
-            "INFERENCE_NUM_THREADS": str(streams),
-            "ENABLE_CPU_PINNING": "NO",
-        }
-        model = openvino.Core().compile_model(graph, "CPU", settings)
-        self._outputs = outputs
-        self._free: SimpleQueue[Any] = SimpleQueue()
-        for _ in range(streams):
-            self._free.put(model.create_infer_request())
-
-    def forward(self, x: Tensor, precision: torch.dtype = torch.float32) -> Any:
-        """Return the outputs for ``x``; ``precision`` is that of the graph, whatever is asked for."""
-        request = self._free.get()
+    def __call__(self, x: Tensor) -> list[Tensor]:
+        """Return the outputs for ``x (n, …)``."""
+        rows = x.contiguous().numpy()
+        slot, at, results = self._free.get(), 0, []
         try:
-            results = request.infer([x.contiguous().numpy()], share_inputs=True)
+            for size in parts(len(rows), self.sizes):
+                given = padded(rows[at : at + size], size)
+                outputs = slot[size].infer([given], share_inputs=True)
+                results.append([torch.from_numpy(outputs[i])[: len(rows) - at] for i in range(len(outputs))])
+                at += size
         finally:
-            self._free.put(request)
-        tensors = tuple(torch.from_numpy(results[i]) for i in range(self._outputs))
-        return tensors if self._outputs > 1 else tensors[0]
+            self._free.put(slot)
+        return results[0] if len(results) == 1 else [torch.cat(column) for column in zip(*results, strict=True)]
 
 
-def _encoder_graph(encoder: Encoder, image_shape: tuple[int, int, int]) -> Any:
-    """Return the graph of an encoder: ``(n, C, H, W)`` pixels to ``mu`` and ``log_sigma``, ``(n, D)`` each."""
-    ops = _Ops()
-    x = ops.input(image_shape)
-    value = ops.o.space_to_depth(
-        ops.o.subtract(ops.o.multiply(x, ops.fixed(2)), ops.fixed(1)), "depth_first", encoder.patch
-    )
-    value = ops.o.swish(ops.chain(value, encoder.trunk))
-    hidden = ops.o.swish(ops.linear(ops.rows(value, encoder.hidden.in_features), encoder.hidden))
-    raw, low, high = ops.linear(hidden, encoder.log_sigma), ops.fixed(LOG_SIGMA_MIN), ops.fixed(LOG_SIGMA_MAX)
-    upper = ops.o.subtract(high, ops.o.softplus(ops.o.subtract(high, raw)))
-    log_sigma = ops.o.add(low, ops.o.softplus(ops.o.subtract(upper, low)))  # model.vae.soft_clamp
-    return ops.graph([ops.linear(hidden, encoder.mu), log_sigma], x)
+@lru_cache(maxsize=4096)
+def parts(rows: int, sizes: tuple[int, ...]) -> tuple[int, ...]:
+    """Return sizes that together take ``rows`` at the least cost; the last one may be larger than what is left.
+
+    A call costs about as much as a row more (measured).
+    """
+    largest = max(sizes)
+    if rows > 2 * largest:
+        whole = (rows - largest) // largest
+        return (largest,) * whole + parts(rows - whole * largest, sizes)
+    if rows <= 0:
+        return ()
+    choices = ((size, *parts(rows - size, sizes)) for size in sorted(sizes, reverse=True))
+    return min(choices, key=lambda choice: sum(choice) + len(choice))
 
 
-def _decoder_graph(decoder: Decoder, latent_dim: int) -> Any:
-    """Return the graph of a decoder: ``(n, D)`` latents to the raw output ``(n, C, H, W)``."""
-    ops = _Ops()
-    z = ops.input((latent_dim,))
-    flat = ops.linear(ops.o.swish(ops.linear(z, decoder.hidden)), decoder.unfold)
-    value = ops.shaped(flat, (decoder.widths[0], *decoder.cells))
+def _encoder_graph(encoder: Encoder, image_shape: tuple[int, int, int], ops: _Ops, size: int) -> Any:
+    """Return the graph of an encoder: ``(size, C, H, W)`` pixels to ``mu`` and ``sigma``, ``(size, D)`` each."""
+    o, fixed = ops.o, ops.fixed
+    x = ops.input(size, image_shape)
+    folded = o.space_to_depth(o.subtract(o.multiply(x, fixed(2)), fixed(1)), "depth_first", encoder.patch)
+    features = ops.shaped(o.swish(ops.chain(folded, encoder.trunk)), size, (encoder.hidden.in_features,))
+    hidden = o.swish(ops.linear(ops.two_rows(features, size), encoder.hidden))
+    raw, low, high = ops.linear(hidden, encoder.log_sigma), fixed(LOG_SIGMA_MIN), fixed(LOG_SIGMA_MAX)
+    upper = o.subtract(high, o.softplus(o.subtract(high, raw)))
+    log_sigma = o.add(low, o.softplus(o.subtract(upper, low)))  # model.vae.soft_clamp
+    outputs = ops.linear(hidden, encoder.mu), o.exp(log_sigma)
+    return ops.graph([ops.first_rows(value, size) for value in outputs], x)
+
+
+def _decoder_graph(decoder: Decoder, latent_dim: int, logits: bool, ops: _Ops, size: int) -> Any:
+    """Return the graph of a decoder: ``(size, D)`` latents to the raw output ``(size, C, H, W)``.
+
+    Where that is ``logits``, their sigmoid is the second output.
+    """
+    o, x = ops.o, ops.input(size, (latent_dim,))
+    z = ops.two_rows(x, size)
+    flat = ops.linear(o.swish(ops.linear(z, decoder.hidden)), decoder.unfold)
+    value = ops.shaped(ops.first_rows(flat, size), size, (decoder.widths[0], *decoder.cells))
     for stage, blocks in enumerate(decoder.stages):
         if stage:
-            value = ops.doubled(ops.convolution(value, cast(nn.Conv2d, decoder.narrow[stage - 1])))
-        bias = ops.shaped(ops.linear(z, cast(nn.Linear, decoder.bias[stage])), (decoder.widths[stage], 1, 1))
-        value = ops.chain(ops.o.add(value, bias), cast(nn.Sequential, blocks))
-    value = ops.convolution(ops.o.swish(value), decoder.output)
-    return ops.graph([ops.o.depth_to_space(value, "depth_first", decoder.patch)], z)
+            value = ops.enlarged(ops.convolution(value, cast(nn.Conv2d, decoder.narrow[stage - 1])))
+        bias = ops.first_rows(ops.linear(z, cast(nn.Linear, decoder.bias[stage])), size)
+        value = o.add(value, ops.shaped(bias, size, (decoder.widths[stage], 1, 1)))
+        value = ops.chain(value, cast(nn.Sequential, blocks))
+    output = o.depth_to_space(ops.convolution(o.swish(value), decoder.output), "depth_first", decoder.patch)
+    return ops.graph([output, o.sigmoid(output)] if logits else [output], x)
 
 
 class _Ops:
-    """The network's layers as operations of a graph."""
+    """The network's layers as operations of graphs, which share their constants."""
 
     def __init__(self) -> None:
         import openvino
@@ -125,9 +182,21 @@ class _Ops:
 
         self.o: Any = opset13
         self._openvino: Any = openvino
+        self._core: Any = openvino.Core()
+        self._arrays: dict[tuple[int, torch.Size], NDArray[np.float32]] = {}
 
-    def input(self, shape: tuple[int, ...]) -> Value:
-        return self.o.parameter([-1, *shape], np.float32)
+    def compile(self, graph: Any) -> Any:
+        """Return what computes a graph in the thread of its caller."""
+        settings = {
+            "INFERENCE_PRECISION_HINT": "f32",  # as written in the graph: nothing is rounded that is not so there
+            "NUM_STREAMS": "1",
+            "INFERENCE_NUM_THREADS": "1",
+            "ENABLE_CPU_PINNING": "NO",
+        }
+        return self._core.compile_model(graph, "CPU", settings).create_infer_request()
+
+    def input(self, size: int, shape: tuple[int, ...]) -> Value:
+        return self.o.parameter([size, *shape], np.float32)
 
     def graph(self, outputs: list[Value], x: Value) -> Any:
         return self._openvino.Model([self.o.result(value) for value in outputs], [x], "network")
@@ -136,14 +205,23 @@ class _Ops:
         """Return a constant, in the precision of the tensor; one in bfloat16 is exact, as its float32 was rounded."""
         if not isinstance(value, Tensor):
             return self.o.constant(np.float32(value))
-        constant = self.o.constant(value.detach().float().contiguous().numpy())
+        key = (value.data_ptr(), value.shape)  # of a weight, which outlives this object
+        if key not in self._arrays:
+            self._arrays[key] = value.detach().float().contiguous().numpy()
+        constant = self.o.constant(self._arrays[key], shared_memory=True)
         return self.o.convert(constant, "bf16") if value.dtype is torch.bfloat16 else constant
 
-    def rows(self, value: Value, length: int) -> Value:
-        return self.shaped(value, (length,))
+    def two_rows(self, value: Value, size: int) -> Value:
+        """Return one row twice, others as they are: products of a single row are computed and rounded differently."""
+        return self.o.concat([value, value], 0) if size == 1 else value
 
-    def shaped(self, value: Value, shape: tuple[int, ...]) -> Value:
-        return self.o.reshape(value, self.o.constant(np.array([-1, *shape], np.int64)), special_zero=False)
+    def first_rows(self, value: Value, size: int) -> Value:
+        """Undo `two_rows`."""
+        at = [self.o.constant(np.array([number], np.int64)) for number in (0, 1, 1, 0)]
+        return self.o.slice(value, *at) if size == 1 else value
+
+    def shaped(self, value: Value, size: int, shape: tuple[int, ...]) -> Value:
+        return self.o.reshape(value, self.o.constant(np.array([size, *shape], np.int64)), special_zero=False)
 
     def linear(self, value: Value, layer: nn.Linear) -> Value:
         product = self.o.matmul(value, self.fixed(layer.weight), False, True)
@@ -155,7 +233,7 @@ class _Ops:
         product = self.o.convolution(value, self.fixed(layer.weight), stride, pad, pad, [1, 1])
         return self.o.add(product, self.fixed(cast(Tensor, layer.bias)[None, :, None, None]))
 
-    def doubled(self, value: Value) -> Value:
+    def enlarged(self, value: Value) -> Value:
         scales, axes = self.o.constant(np.array([2, 2], np.float32)), self.o.constant(np.array([2, 3], np.int64))
         nearest = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
         return self.o.interpolate(value, scales, "nearest", "scales", axes=axes, **nearest)

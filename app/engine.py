@@ -80,7 +80,6 @@ class Engine:
         self._device = torch.device(device)
         self.max_batch = max_batch or MAX_BATCH.get(self._device.type, 64)
         self.streams = streams or (min(MAX_STREAMS, usable_cores()) if self._device.type == "cpu" else 1)
-        self._buckets = sorted({*(size for size in BUCKETS if size < self.max_batch), self.max_batch})
         self._vae = loaded.vae.to(self._device)  # what scores are computed with, always in fp32
         self._network = in_bf16(self._vae) if precision == "bf16" else self._vae
         self.parameters = self._vae.parameter_count()
@@ -88,6 +87,7 @@ class Engine:
         self.notes, self.config = loaded.notes, loaded.vae.config
         self.image_shape, self.latent_dim = self.config.image_shape, self.config.latent_dim
         self.device, self.precision = str(self._device), precision
+        self._compiled: list[compiled.CompiledVAE] = []
         self._path, self.path = self._choose_path(path)
         self.map: LatentMap | None = None
         self.encode = Op("encode", self._runner(self._encode))
@@ -95,6 +95,9 @@ class Engine:
         self.draw = Op("sample", self._runner(self._draw))
         self.weigh = Op("score", self._runner(self._weigh))
         self.exact_kl = self._vae.prior.closed_form_kl
+        self._pads = not self._compiled or not self.exact_kl  # a learned prior's layers are torch's on every path
+        sizes = BUCKETS if self._pads else compiled.SIZES
+        self._buckets = sorted({*(size for size in sizes if size < self.max_batch), self.max_batch})
         self._points = quadrature(self.latent_dim).to(self._device)
         self.relate = Op("kl", self._runner(self._relate))
 
@@ -102,10 +105,12 @@ class Engine:
         if self._device.type == "cuda":
             return CudaGraphs(self._device, self.max_batch, self.streams), CudaGraphs.name
         if path == compiled.NAME:
-            scores, self._network = self._vae, compiled.CompiledVAE(self._network, self.streams)
-            self._vae = self._network
+            sizes = compiled.sizes_up_to(self.max_batch)
+            self._compiled.append(compiled.CompiledVAE(self._network, self.streams, sizes))
             if self.precision == "bf16":
-                self._vae = compiled.CompiledVAE(scores, self.streams, encoder=self._network.encoder)
+                encoder = self._compiled[0].graphs[0]
+                self._compiled.append(compiled.CompiledVAE(self._vae, self.streams, sizes[-1:], encoder))
+            self._network, self._vae = self._compiled[0], self._compiled[-1]
         return Eager(self._device), path
 
     def warm_up(self) -> None:
@@ -134,6 +139,8 @@ class Engine:
             log.warning("batch sizes round differently on %s: company may change an answer's last bits", self.device)
         else:
             self._buckets = agreeing
+            for network in self._compiled:
+                network.use_only(agreeing)
 
     def _try(self, size: int) -> list[Array]:
         """Return the columns of every operation for ``size`` rows that are always the same, from every slot."""
@@ -165,7 +172,9 @@ class Engine:
 
         def run(*columns: Array) -> Columns:
             rows = len(columns[0])
-            return execute(columns, next((size for size in self._buckets if size >= rows), rows))
+            return execute(
+                columns, next((size for size in self._buckets if size >= rows), rows) if self._pads else rows
+            )
 
         return run
 
@@ -176,6 +185,8 @@ class Engine:
         return mu, sigma, posterior_kl(self._vae, mu, sigma, self._points)
 
     def _decode(self, z: Tensor) -> tuple[Tensor, ...]:
+        if self._compiled:
+            return (self._compiled[0].mean_images(z),)
         return (self._vae.likelihood.mean(self._network.decode(z)),)
 
     def _draw(self, noise: Tensor) -> tuple[Tensor, ...]:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from app import compiled
-from app.compiled import CompiledVAE
+from app.compiled import CompiledVAE, parts
 from app.engine import Engine
 from app.loading import TOLERATED_LOG_SIGMA, TOLERATED_MU
 from model import checkpoint
@@ -40,7 +40,19 @@ def answers(vae: VAE, rows: int) -> list[np.ndarray]:
     z = torch.from_numpy(random.standard_normal((8, vae.config.latent_dim), np.float32)[:rows])
     with torch.inference_mode():
         output = vae.decode(z)
-        return [value.numpy() for value in (*vae.encode(x), output, vae.likelihood.mean(output))]
+        mean = vae.mean_images(z) if isinstance(vae, CompiledVAE) else vae.likelihood.mean(output)
+        return [value.numpy() for value in (*vae.encode(x), output, mean)]
+
+
+@pytest.mark.parametrize("sizes", [(1, 4, 16, 32), (4, 32), (1,), (3, 7)])
+def test_a_batch_is_put_together_from_sizes_at_the_least_cost(sizes: tuple[int, ...]) -> None:
+    for rows in range(1, 70):
+        chosen = parts(rows, sizes)
+        assert set(chosen) <= set(sizes)
+        assert sum(chosen[:-1]) < rows <= sum(chosen)
+        one_kind = min(-(-rows // size) * (size + 1) for size in sizes)
+        assert sum(chosen) + len(chosen) <= one_kind
+    assert parts(1000, (1, 4, 16, 32)) == (32,) * 31 + (4, 4)
 
 
 @pytest.mark.parametrize("config", [CONFIG, COLORED, PLAIN])
@@ -61,10 +73,22 @@ def test_bf16_rounds_in_the_graph_where_it_rounds_in_torch(config: VAEConfig) ->
         assert by_torch / 4 < by_graph < 4 * by_torch  # as far off, and neither nothing nor everything is rounded
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_an_image_has_one_answer_bit_for_bit_from_graphs_of_every_size(precision: str) -> None:
+    vae = tiny_vae(0, COLORED)
+    made = CompiledVAE(in_bf16(vae) if precision == "bf16" else vae, 1)
+    expected = answers(made, 8)
+    for sizes in ((1,), (4,), (32,), (1, 4)):
+        made.use_only(sizes)
+        for got, whole in zip(answers(made, 7), expected, strict=True):
+            np.testing.assert_array_equal(got, whole[:7])
+        made = CompiledVAE(in_bf16(vae) if precision == "bf16" else vae, 1)
+
+
 def test_the_encoder_of_another_network_can_be_shared() -> None:
     vae = tiny_vae()
     first = CompiledVAE(in_bf16(vae), 1)
-    second = CompiledVAE(vae, 1, encoder=first.encoder)
+    second = CompiledVAE(vae, 1, encoder=first.graphs[0])
     for got, expected in zip(answers(second, 3)[:2], answers(first, 3)[:2], strict=True):
         np.testing.assert_array_equal(got, expected)
     np.testing.assert_allclose(answers(second, 3)[2], answers(vae, 3)[2], atol=2e-6)
