@@ -9,7 +9,7 @@ TORCH ?= auto
 export TORCH
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test check train bench docs docker constraints clean
+.PHONY: help serve test campaign soak check train bench docs docker constraints clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -19,6 +19,12 @@ serve: $(VENV)/.serve ## run the service on http://localhost:8000 (SERVE_ARGS="-
 
 test: $(VENV)/.dev ## run the tests, without the slow ones (PYTEST_ARGS="-k batching", or "-m slow")
 	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+
+campaign: $(VENV)/.dev ## run the long tests and write their figures into docs/reliability.md (ROW="json files")
+	$(BIN)/python -m tests.campaign $(ROW)
+
+soak: $(VENV)/.dev ## load a server with everything at once for half an hour (MINUTES=30); the report is soak.json
+	$(BIN)/python -m tests.soak --minutes $(or $(MINUTES),30) $(SOAK_ARGS)
 
 check: $(VENV)/.dev ## check format, lint and types
 	$(BIN)/ruff format --check .

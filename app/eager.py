@@ -52,7 +52,7 @@ class Eager:
 def padded(rows: NDArray[Any], size: int) -> NDArray[Any]:
     """Return ``rows`` repeated at the end up to ``size`` rows: real values, so padding costs no surprises."""
     if len(rows) == size:
-        return np.ascontiguousarray(rows)
+        return np.require(rows, requirements=["C", "W"])  # torch warns of arrays that cannot be written to
     whole = np.empty((size, *rows.shape[1:]), rows.dtype)
     fill(whole, rows)
     return whole

@@ -3,16 +3,26 @@
 ``VAE_TEST_MODEL`` names a checkpoint to serve instead of the bundled one.
 """
 
+import faulthandler
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
+from _pytest.faulthandler import fault_handler_stderr_fd_key  # no public way leads to the real stderr
 from service_pictures import digits
 from service_process import Server
 
 StartServer = Callable[..., Server]
+LONG_S = 1800  # after which a test that takes minutes counts as hung
+
+
+@pytest.fixture
+def takes_minutes(request: pytest.FixtureRequest) -> None:
+    """Let a test run for longer than ``faulthandler_timeout``, and still end with every thread's stack if it hangs."""
+    stderr = request.config.stash[fault_handler_stderr_fd_key]
+    faulthandler.dump_traceback_later(LONG_S, exit=True, file=stderr)
 
 
 @pytest.fixture(scope="session")

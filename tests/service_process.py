@@ -37,6 +37,8 @@ def environment(settings: dict[str, object]) -> dict[str, str]:
 class Server:
     """One running ``vae serve``: where it listens, its process id, its log."""
 
+    command: tuple[str, ...] = ("app.cli", "serve")
+
     def __init__(self, log: Path, settings: dict[str, object], flags: tuple[str, ...] = ()) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
@@ -44,7 +46,7 @@ class Server:
         self.statuses_before_ready: set[int] = set()
         with log.open("wb") as sink:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "app.cli", "serve", *flags],
+                [sys.executable, "-m", *self.command, *flags],
                 env=environment({"port": self.port, **settings}),
                 cwd=ROOT,
                 stdin=subprocess.DEVNULL,

@@ -59,6 +59,15 @@ def test_an_image_has_one_answer_in_every_batch_size(engine: Engine, images: np.
         np.testing.assert_allclose(got, expected[:rows], atol=2e-6)
 
 
+def test_a_view_that_cannot_be_written_to_is_read_without_a_warning(engine: Engine, images: np.ndarray) -> None:
+    size = 8  # a batch size, so that nothing is padded
+    same = np.broadcast_to(images[0], (size, *images.shape[1:]))
+    np.testing.assert_allclose(engine.encode.run(same)[0][0], engine.encode.run(images[:1])[0][0], atol=1e-3)
+    frozen = images[:1].copy()
+    frozen.flags.writeable = False
+    engine.encode.run(frozen)
+
+
 def test_draw_gives_the_latents_and_their_images(engine: Engine) -> None:
     epsilon = noise(3, 5, (CONFIG.latent_dim,))
     z, images = engine.draw.run(epsilon)

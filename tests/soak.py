@@ -1,0 +1,248 @@
+"""Half an hour of everything at once: ``python -m tests.soak --minutes 30`` starts a server, loads it, looks, reports.
+
+The load goes up and down between less than can be served and four times as much: images to encode, latents to
+decode, seeded samples, divergences, scores, tampered bodies, clients who leave, connections that never finish, and
+now and then SIGHUP. Every answer that can be known is compared. Writes a report in JSON, and a table.
+"""
+
+import argparse
+import asyncio
+import itertools
+import json
+import os
+import random
+import signal
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent))  # the modules beside this one, as pytest finds them
+
+from crowds import Figures, Pictures, allow_files, assert_unharmed, memory_of
+from hostile_files import good_files, tampered
+from hostile_json import good_bodies, mutated
+from load_client import Answer, Outcome, Pool, closed_loop, one, request
+from service_pictures import from_npy, npy
+from service_process import Server
+
+from tests.campaign import ROOT, keep
+
+ALLOWED = {200, 400, 413, 422, 429, 503, 504}
+MAX_SLOPE_MB_H = 1.0
+WARM_UP = 0.4  # of the time, after which memory counts
+SECTION_S = 20.0  # of one level of load
+LEVELS = (0.5, 1.0, 4.0, 1.0, 2.0)  # times the capacity
+SETTINGS = {"drain_delay_s": 0, "deadline_s": 5, "max_queue_items": 1024}
+
+Ask = tuple[bytes, Callable[[Answer], str | None]]
+
+
+@dataclass
+class Seen:
+    """What the soak has seen."""
+
+    statuses: Counter[int] = field(default_factory=Counter)
+    codes: Counter[str] = field(default_factory=Counter)
+    seconds: list[float] = field(default_factory=list)
+    wrong: list[str] = field(default_factory=list)
+    memory: list[tuple[float, int]] = field(default_factory=list)  # when, how much
+    checked: int = 0
+    left: int = 0
+
+
+class Mixture:
+    """Requests of all kinds, each with what its answer must be."""
+
+    def __init__(self, pictures: Pictures, seen: Seen) -> None:
+        self._pictures, self._seen = pictures, seen
+        self._chance, self._samples = random.Random(7), dict[int, bytes]()
+        dim = pictures.mu.shape[1]
+        self._bad_json, self._bad_files = mutated(good_bodies(dim), 11), tampered(good_files(dim), 12)
+        self._kinds = (self._encode,) * 8 + (self._sample, self._kl, self._score, self._json, self._file)
+
+    def next(self) -> Ask:
+        return self._chance.choice(self._kinds)()
+
+    def _encode(self) -> Ask:
+        number = self._chance.randrange(len(self._pictures.pixels))
+        return self._pictures.request(number), lambda answer: self._known(self._pictures.check(number, answer), answer)
+
+    def _sample(self) -> Ask:
+        seed = self._chance.randrange(50)
+        data = request("GET", f"/sample?n=4&seed={seed}&format=npy")
+
+        def check(answer: Answer) -> str | None:
+            if answer[0] != 200:
+                return None
+            off = np.abs(from_npy(answer[1]) - from_npy(self._samples.setdefault(seed, answer[1]))).max()
+            return self._known(f"samples of seed {seed} differ by {off:.3g}" if off > 1 / 255 else None, answer)
+
+        return data, check
+
+    def _kl(self) -> Ask:
+        mu, sigma = round(self._chance.uniform(-3, 3), 3), round(self._chance.uniform(0.1, 3), 3)
+        body = json.dumps({"mu": [[mu]], "sigma": [[sigma]]}).encode()
+        want = (mu**2 + sigma**2 - 1) / 2 - np.log(sigma)
+
+        def check(answer: Answer) -> str | None:
+            if answer[0] != 200:
+                return None
+            got = json.loads(answer[1])["kl"][0]
+            wrong = abs(got - want) > 1e-9 * max(1e-3, abs(want))
+            return self._known(f"kl {got}, expected {want}" if wrong else None, answer)
+
+        return request("POST", "/kl", {"content-type": "application/json"}, body), check
+
+    def _score(self) -> Ask:
+        picture = npy(self._pictures.pixels[self._chance.randrange(len(self._pictures.pixels))])
+        return request("POST", "/score?samples=16", {"content-type": "application/x-npy"}, picture), lambda _: None
+
+    def _json(self) -> Ask:
+        route = self._chance.choice(("/encode", "/decode", "/kl", "/reconstruct"))
+        return request("POST", route, {"content-type": "application/json"}, next(self._bad_json)), short
+
+    def _file(self) -> Ask:
+        kind, data = next(self._bad_files)
+        return request("POST", "/encode", {"content-type": kind}, data), short
+
+    def _known(self, problem: str | None, answer: Answer) -> str | None:
+        self._seen.checked += answer[0] == 200
+        return problem
+
+
+def short(answer: Answer) -> str | None:
+    """Return what is wrong with a refusal that is too long."""
+    return None if answer[0] == 200 or len(answer[1]) <= 4096 else f"a refusal of {len(answer[1])} bytes"
+
+
+async def section(port: int, mixture: Mixture, rate: float, seconds: float, seen: Seen) -> None:
+    """Send a mixture at a rate, whatever becomes of it; write everything down."""
+    outcome, tasks, begin = Outcome(), set[asyncio.Task[None]](), time.monotonic()
+    async with Pool(port) as pool:
+        for number in itertools.count():
+            due = begin + number / rate
+            if due > begin + seconds:
+                break
+            await asyncio.sleep(max(0.0, due - time.monotonic()))
+            if number % 100 == 99:
+                await leave(pool, mixture.next()[0], seen)
+                continue
+            data, check = mixture.next()
+            task = asyncio.create_task(one(pool, outcome, number, data, due, lambda _, got, check=check: check(got)))
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
+        await asyncio.gather(*tasks)
+    seen.statuses += outcome.statuses
+    seen.codes += outcome.codes
+    seen.seconds += outcome.seconds
+    seen.wrong += outcome.wrong
+
+
+async def leave(pool: Pool, data: bytes, seen: Seen) -> None:
+    """Send a request, whole or half of it, and close the connection."""
+    link = await pool.take()
+    link.start(data if seen.left % 2 else data[: len(data) // 2]).cancel()
+    await asyncio.sleep(0)
+    link.transport.close()
+    seen.left += 1
+
+
+def watch(server: Server, seen: Seen, stop: threading.Event) -> None:
+    """Write the memory down once a second, and reload the weights every five minutes."""
+    begin = time.monotonic()
+    for second in itertools.count(1):
+        if stop.wait(max(0.0, begin + second - time.monotonic())):
+            return
+        seen.memory.append((time.monotonic() - begin, memory_of(server)))
+        if second % 300 == 0:
+            os.kill(server.pid, signal.SIGHUP)
+
+
+def slope_mb_h(memory: list[tuple[float, int]]) -> float:
+    """Return by how many megabytes an hour memory grows, fitted to the lowest value of each half minute."""
+    after = memory[int(len(memory) * WARM_UP) :]
+    groups = [after[i : i + 30] for i in range(0, len(after), 30)]
+    lowest = [min(group, key=lambda one: one[1]) for group in groups]
+    times, values = np.array(lowest, np.float64).T
+    return float(np.polyfit(times / 3600, values / 1e6, 1)[0]) if len(lowest) > 1 else 0.0
+
+
+async def load(server: Server, minutes: float, mixture: Mixture, seen: Seen) -> float:
+    """Measure the capacity, then send levels of load until the time is over; return the capacity."""
+    whole = await closed_loop(server.port, lambda _: mixture.next()[0], 2_000, 32)
+    end = time.monotonic() + 60 * minutes
+    for level in itertools.cycle(LEVELS):
+        if (left := end - time.monotonic()) <= 0:
+            return whole.statuses.total() / whole.span_s
+        await section(server.port, mixture, level * whole.statuses.total() / whole.span_s, min(SECTION_S, left), seen)
+    raise AssertionError("a cycle has no end")
+
+
+def soak(minutes: float, folder: Path) -> dict[str, object]:
+    """Return what half an hour of load came to, as a row of the campaign."""
+    allow_files(8_000)
+    pictures, seen, stop = Pictures(2_000), Seen(), threading.Event()
+    server = Server(folder / "log.txt", SETTINGS)
+    server.wait_until_ready()
+    watcher = threading.Thread(target=watch, args=(server, seen, stop))
+    watcher.start()
+    begin = time.monotonic()
+    try:
+        capacity = asyncio.run(load(server, minutes, Mixture(pictures, seen), seen))
+        assert_unharmed(server, pictures)
+        computed = Figures(server)['vae_batch_items_sum{op="encode"}']
+    finally:
+        stop.set()
+        watcher.join()
+        server.terminate()
+    server.end()
+    slope = slope_mb_h(seen.memory)
+    figures = {
+        "requests": seen.statuses.total(),
+        "capacity, a second": round(capacity),
+        **{f"answered {status or 'nothing'}": count for status, count in sorted(seen.statuses.items())},
+        **{f"refused as {code}": count for code, count in sorted(seen.codes.items())},
+        "clients who left": seen.left,
+        "answers checked by value": seen.checked,
+        "wrong": len(seen.wrong),
+        "images encoded": int(computed),
+        "p99 of good answers, ms": round(sorted(seen.seconds)[int(0.99 * len(seen.seconds))] * 1e3),
+        "memory at the end, MB": round(seen.memory[-1][1] / 1e6),
+        "memory slope after warm-up, MB an hour": round(slope, 2),
+    }
+    # A slope needs time: a few minutes say nothing about an hour.
+    steady = slope < MAX_SLOPE_MB_H or minutes < 20
+    passed = set(seen.statuses) <= ALLOWED and not seen.wrong and steady
+    return {"passed": passed, "tests": 1, "seconds": round(time.monotonic() - begin), "figures": figures}
+
+
+def lines(result: dict) -> Iterator[str]:
+    for name, value in result["figures"].items():
+        yield f"{name:<42} {value:>12}"
+    yield "passed" if result["passed"] else "FAILED"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--minutes", type=float, default=30)
+    parser.add_argument("--report", type=Path, default=ROOT / "soak.json", help="where the report is written")
+    parser.add_argument("--keep", action="store_true", help="write the figures to docs/reliability.md, too")
+    given = parser.parse_args()
+    with TemporaryDirectory() as folder:
+        result = soak(given.minutes, Path(folder))
+    given.report.write_text(json.dumps(result, indent=1) + "\n")
+    if given.keep:
+        keep("soak", result)
+    print(*lines(result), sep="\n")
+    return 0 if result["passed"] else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
