@@ -71,6 +71,13 @@ def configure(level: str, format: str, stream: TextIO | None = None) -> Callable
     return stop
 
 
+def configure_plainly(level: str, format: str) -> None:
+    """Send the events of every logger to stderr without a thread: for a process that forks."""
+    out = logging.StreamHandler()
+    out.setFormatter(JsonLine() if format == "json" else TextLine())
+    logging.basicConfig(level=level.upper(), handlers=[out], force=True)
+
+
 class JsonLine(logging.Formatter):
     """One JSON object on one line: timestamp, level, logger, message, and the event's own fields."""
 

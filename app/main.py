@@ -26,7 +26,9 @@ from app.middleware import Envelope
 from app.routes import router
 from app.service import Service
 from app.settings import Settings, load_settings, read_api_keys
+from app.tally import Tally
 from app.version import VERSION
+from app.workers import Crew
 
 PREFIXES = ("", "/v1")
 OWN_HEADERS = ("X-API-Key", "X-Request-ID", "X-Timeout-Ms")
@@ -34,14 +36,18 @@ FRESH = {"Cache-Control": "no-cache"}
 STATIC = Path(__file__).parent / "static"
 
 
-def create_app(settings: Settings | None = None) -> FastAPI:
+def create_app(settings: Settings | None = None, crew: Crew | None = None) -> FastAPI:
     """Return the application; without ``settings`` they are read from the environment.
+
+    As one worker of a crew it counts with the others, and has its part of the line.
 
     Raises:
         SettingsError: a setting is wrong; one line per problem.
     """
     settings = settings or load_settings()
-    service = Service(settings, Metrics())
+    tally = Tally(crew.pages, crew.index) if crew else Tally()
+    room = crew.share(settings.max_queue_items) if crew else settings.max_queue_items
+    service = Service(settings, Metrics(tally), room)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
@@ -62,7 +68,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         responses=openapi.ERRORS,
     )
     app.state.service = service
-    app.state.keys = read_api_keys(settings.api_keys_file) if settings.api_keys_file else ()
+    own_keys = read_api_keys(settings.api_keys_file) if settings.api_keys_file and not crew else ()
+    app.state.keys = crew.keys if crew else own_keys
     for prefix in PREFIXES:
         app.include_router(router, prefix=prefix, include_in_schema=not prefix)
         app.include_router(health, prefix=prefix, include_in_schema=not prefix)

@@ -1,25 +1,24 @@
 """Prometheus metrics on a registry of their own: nine of the service, and what the kernel knows of the process.
 
-Every label value comes from a closed set, so no request can add a series; a series is looked up once, so that
-counting costs little. Knows neither routes nor batches: it is told strings and numbers.
+Every label value comes from a closed set, so no request can add a series, and each has its place in the tally that
+the processes of a service share: whichever is asked tells the sum. Knows neither routes nor batches: it is told
+strings and numbers.
 """
 
-from collections.abc import Iterable
-from functools import cache
+import math
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from http import HTTPStatus
+from itertools import accumulate, product
 from typing import Final
 
-from prometheus_client import (
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    Histogram,
-    ProcessCollector,
-    disable_created_metrics,
-    generate_latest,
-)
+from prometheus_client import CollectorRegistry, Metric, ProcessCollector, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.utils import floatToGoString
 
 from app.errors import CODES
+from app.tally import Tally
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -46,81 +45,94 @@ KL_NATS: Final = (0.5, 1, 2, 5, 10, 15, 20, 25, 30, 35, 40, 50, 70, 100, 150, 20
 _STATUSES: Final = {int(status): str(int(status)) for status in HTTPStatus} | {499: "499"}  # 499: the caller left
 
 
+class _Family:
+    """One metric: a place in the tally for each combination of its labels' values.
+
+    A counter or a gauge has one number, a histogram one for each bucket, one beyond the last, and the sum.
+    """
+
+    def __init__(
+        self, tally: Tally, name: str, meaning: str, labels: Mapping[str, Iterable[str]], buckets: Sequence[float]
+    ) -> None:
+        self.name, self.meaning, self.labels, self.buckets = name, meaning, list(labels), buckets
+        self._tally, self._width = tally, len(buckets) + 2 if buckets else 1
+        self._places = {values: tally.reserve(self._width) for values in product(*labels.values())}
+
+    def inc(self, *values: str) -> None:
+        self._tally.add(self._places[values], 1)
+
+    def set(self, number: float, *values: str) -> None:
+        self._tally.set(self._places[values], number)
+
+    def observe(self, number: float, *values: str) -> None:
+        place = self._places[values]
+        self._tally.add(place + self._width - 1, number, place + bisect_left(self.buckets, number))
+
+    def totals(self) -> Iterator[tuple[tuple[str, ...], list[float]]]:
+        """Yield the numbers of every combination."""
+        for values, place in self._places.items():
+            yield values, self._tally.totals(place, self._width)
+
+
 class Metrics:
     """All metrics of one service; its methods may be called from any thread.
 
     It is a monitor for the batcher: ``queue_wait``, ``device``, ``batch``, ``queue_items`` and ``rejected``.
 
     Args:
-        routes: paths that have a series of their own; ``/v1/encode`` counts as ``/encode``.
-        ops: names of the operations that run in batches.
+        tally: where to count; by default for this process alone.
     """
 
-    def __init__(self, routes: Iterable[str] = ROUTES, ops: Iterable[str] = OPS) -> None:
-        """Register the nine metrics, and on Linux those of the process: memory, CPU time, open files, start."""
-        # Without it each counter has a second series; the switch is the whole process's, and has no types.
-        disable_created_metrics()  # type: ignore[no-untyped-call]
-        self._registry = registry = CollectorRegistry()
-        ProcessCollector(registry=registry)
-        self._routes = {prefix + route: route for route in routes for prefix in ("", "/v1")}
-        self._ops = frozenset(ops)
-        self._requests = cache(Counter("vae_requests", "Answers sent.", ["route", "status"], registry=registry).labels)
-        self._rejected = cache(
-            Counter("vae_rejected", "Requests refused, by error code.", ["reason"], registry=registry).labels
-        )
-        self._queue_items = cache(
-            Gauge("vae_queue_items", "Items waiting for a batch now.", ["op"], registry=registry).labels
-        )
-        self._model_info = Gauge(
-            "vae_model_info",
-            "1 for the model loaded.",
-            ["name", "digest", "device", "precision"],
-            registry=registry,
-        )
-        self._posterior_kl = Histogram(
-            "vae_posterior_kl_nats",
-            "KL[q(z|x) || p(z)] of encoded images.",
-            registry=registry,
-            buckets=KL_NATS,
-        )
+    def __init__(self, tally: Tally | None = None) -> None:
+        """Take the places of the nine metrics; on Linux the processes tell memory, CPU time, open files and start."""
+        self._tally = tally = tally or Tally()
+        self._model: tuple[str, ...] | None = None
+        self._routes = {prefix + route: route for route in ROUTES for prefix in ("", "/v1")}
+        routes: dict[str, Iterable[str]] = {"route": (*ROUTES, UNMATCHED)}
+        ops: dict[str, Iterable[str]] = {"op": (*OPS, OTHER)}
 
-        def histogram(name: str, meaning: str, label: str, buckets: Iterable[float]) -> Histogram:
-            return Histogram(name, meaning, [label], registry=registry, buckets=tuple(buckets))
+        def family(name: str, meaning: str, labels: Mapping[str, Iterable[str]], *buckets: float) -> _Family:
+            return _Family(tally, name, meaning, labels, buckets)
 
-        self._request_s = cache(
-            histogram("vae_request_seconds", "Time from request to answer.", "route", REQUEST_S).labels
-        )
-        self._queue_s = cache(
-            histogram("vae_queue_wait_seconds", "Time waited for the first batch.", "op", QUEUE_S).labels
-        )
-        self._device_s = cache(histogram("vae_device_seconds", "Time a batch ran.", "op", DEVICE_S).labels)
-        self._batch_items = cache(histogram("vae_batch_items", "Items in a batch.", "op", BATCH_ITEMS).labels)
+        statuses = {"status": (*_STATUSES.values(), OTHER)}
+        self._requests = family("vae_requests", "Answers sent.", routes | statuses)
+        self._rejected = family("vae_rejected", "Requests refused, by error code.", {"reason": (*CODES, OTHER)})
+        self._queue_items = family("vae_queue_items", "Items waiting for a batch now.", ops)
+        self._request_s = family("vae_request_seconds", "Time from request to answer.", routes, *REQUEST_S)
+        self._queue_s = family("vae_queue_wait_seconds", "Time waited for the first batch.", ops, *QUEUE_S)
+        self._device_s = family("vae_device_seconds", "Time a batch ran.", ops, *DEVICE_S)
+        self._batch_items = family("vae_batch_items", "Items in a batch.", ops, *BATCH_ITEMS)
+        self._posterior_kl = family("vae_posterior_kl_nats", "KL[q(z|x) || p(z)] of encoded images.", {}, *KL_NATS)
+        for op in OPS:
+            self._queue_items.set(0, op)  # what a dead process left waiting waits no more
+        self._registry = CollectorRegistry()
+        self._registry.register(self)
 
     def observe_request(self, route: str, status: int, seconds: float) -> None:
         """Count one answer; a route that is not known counts as ``unmatched``."""
         route = self._routes.get(route, UNMATCHED)
-        self._requests(route, _STATUSES.get(status, OTHER)).inc()
-        self._request_s(route).observe(seconds)
+        self._requests.inc(route, _STATUSES.get(status, OTHER))
+        self._request_s.observe(seconds, route)
 
     def queue_wait(self, op: str, seconds: float) -> None:
         """Take the time that a submission waited for its first batch."""
-        self._queue_s(self._op(op)).observe(seconds)
+        self._queue_s.observe(seconds, _op(op))
 
     def device(self, op: str, seconds: float) -> None:
         """Take the time that a batch ran."""
-        self._device_s(self._op(op)).observe(seconds)
+        self._device_s.observe(seconds, _op(op))
 
     def batch(self, op: str, items: int) -> None:
         """Take the number of items of a batch."""
-        self._batch_items(self._op(op)).observe(items)
+        self._batch_items.observe(items, _op(op))
 
     def queue_items(self, op: str, n: int) -> None:
         """Take the number of items that wait now."""
-        self._queue_items(self._op(op)).set(n)
+        self._queue_items.set(n, _op(op))
 
     def rejected(self, reason: str) -> None:
         """Count a refused request; the reason is an error code."""
-        self._rejected(reason if reason in CODES else OTHER).inc()
+        self._rejected.inc(reason if reason in CODES else OTHER)
 
     def observe_posterior_kl(self, values: Iterable[float]) -> None:
         """Take the divergence of each encoded image, in nats, ``(N,)``."""
@@ -129,12 +141,55 @@ class Metrics:
 
     def set_model_info(self, name: str, digest: str, device: str, precision: str) -> None:
         """Say what is loaded now; what was loaded before is forgotten."""
-        self._model_info.clear()
-        self._model_info.labels(name, digest, device, precision).set(1)
+        self._model = (name, digest, device, precision)
 
     def render(self) -> tuple[bytes, str]:
-        """Return everything in Prometheus's text format, and its media type."""
+        """Return everything, of all processes together, in Prometheus's text format, and its media type."""
         return generate_latest(self._registry), CONTENT_TYPE
 
-    def _op(self, op: str) -> str:
-        return op if op in self._ops else OTHER
+    def collect(self) -> Iterator[Metric]:
+        """Yield the metrics; series that never counted anything are left out."""
+        for family in (self._requests, self._rejected):
+            counter = CounterMetricFamily(family.name, family.meaning, labels=family.labels)
+            for values, (count,) in family.totals():
+                if count:
+                    counter.add_metric(values, count)
+            yield counter
+        waiting = GaugeMetricFamily(self._queue_items.name, self._queue_items.meaning, labels=self._queue_items.labels)
+        for values, (items,) in self._queue_items.totals():
+            if items or values != (OTHER,):
+                waiting.add_metric(values, items)
+        yield waiting
+        for family in (self._request_s, self._queue_s, self._device_s, self._batch_items, self._posterior_kl):
+            yield _histogram(family)
+        info = GaugeMetricFamily(
+            "vae_model_info", "1 for the model loaded.", labels=["name", "digest", "device", "precision"]
+        )
+        if self._model:
+            info.add_metric(self._model, 1)
+        yield info
+        yield from _of_processes(self._tally.processes())
+
+
+def _op(op: str) -> str:
+    return op if op in OPS else OTHER
+
+
+def _histogram(family: _Family) -> Metric:
+    histogram = HistogramMetricFamily(family.name, family.meaning, labels=family.labels)
+    bounds = [str(floatToGoString(bound)) for bound in (*family.buckets, math.inf)]  # type: ignore[no-untyped-call]
+    for values, (*counts, total) in family.totals():
+        if any(counts) or not values:
+            up_to = zip(bounds, accumulate(counts), strict=True)
+            histogram.add_metric(values, list(up_to), total)
+    return histogram
+
+
+def _of_processes(pids: list[int]) -> Iterator[Metric]:
+    """Yield what the kernel tells of processes, added up; of their starts the first."""
+    found = [list(ProcessCollector(pid=partial(int, pid), registry=None).collect()) for pid in pids]
+    for parts in zip(*filter(None, found), strict=True):  # of a process that is gone there is nothing
+        whole, values = parts[0], [part.samples[0].value for part in parts]
+        value = min(values) if whole.name == "process_start_time_seconds" else sum(values)
+        whole.samples = [whole.samples[0]._replace(value=value)]
+        yield whole

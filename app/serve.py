@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -14,6 +15,7 @@ import click
 
 from app import logs
 from app.settings import Settings, SettingsError, expected, load_settings, unknown_variables, variable
+from app.workers import Crew, supervise
 
 EXIT_SETTINGS: Final = 78  # EX_CONFIG of sysexits.h
 log = logging.getLogger("vae")
@@ -59,8 +61,17 @@ def _warn(settings: Settings) -> None:
 
 
 def _run(settings: Settings) -> int:
+    if settings.workers > 1:
+        return supervise(settings, _work)
     # Imported only now: torch takes seconds, and wrong settings are to be told at once.
     from app.main import create_app
     from app.server import run
 
     return run(create_app(settings), settings)
+
+
+def _work(settings: Settings, listener: socket.socket, crew: Crew) -> int:
+    from app.main import create_app
+    from app.server import serve
+
+    return serve(create_app(settings, crew), settings, listener, crew=crew)

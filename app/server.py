@@ -13,7 +13,6 @@ import os
 import resource
 import signal
 import socket
-import sys
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -26,11 +25,11 @@ import uvicorn
 from app import logs
 from app.errors import Unavailable
 from app.guard import Guard, Limits, State
+from app.listening import BACKLOG, EXIT_NO_PORT, listen, url
 from app.settings import Settings, SettingsError
+from app.workers import Crew
 
-EXIT_NO_PORT: Final = 3
 EXIT_SETTINGS: Final = 78  # EX_CONFIG of sysexits.h
-BACKLOG: Final = 2048  # connections that the kernel accepts ahead of us
 SPARE_FILES: Final = 128  # open files besides connections
 SETTLE_S: Final = 0.1  # in which everything that the kernel holds for us is accepted and read
 LAST_ANSWERS_S: Final = 1.0  # to send what is answered already, where there is no time to drain
@@ -68,20 +67,25 @@ def run(app: App, settings: Settings, limits: Limits | None = None) -> int:
         settings: address, drain times, connections and log format.
         limits: of a connection; by default the usual ones, with ``settings.max_connections``.
     """
-    try:
-        listener = _listen(settings.host, settings.port)
-    except (OSError, UnicodeError) as error:
-        print(f"cannot listen on {settings.host} port {settings.port}: {_reason(error)}", file=sys.stderr)
-        return EXIT_NO_PORT
+    listener = listen(settings.host, settings.port)
+    return EXIT_NO_PORT if listener is None else serve(app, settings, listener, limits)
+
+
+def serve(
+    app: App, settings: Settings, listener: socket.socket, limits: Limits | None = None, crew: Crew | None = None
+) -> int:
+    """Do what ``run`` does with a socket that listens already; as one of a crew, with a part of the limits."""
     stop_logging = logs.configure(settings.log_level, settings.log_format)
     try:
-        _warn_if_open(settings)
-        limits = limits or Limits(connections=_with_files_for(settings.max_connections))
-        server = Server(app, settings, limits)
+        if crew is None or crew.index == 0:
+            _warn_if_open(settings)
+        server = Server(app, settings, limits or _limits(settings, crew), crew)
         with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
             return runner.run(server.live(listener))
     except SettingsError as error:
-        for problem in error.problems:
+        if crew:
+            crew.say_problems(error.problems)
+        for problem in () if crew else error.problems:
             log.critical("%s", problem)
         return EXIT_SETTINGS
     finally:
@@ -94,7 +98,7 @@ class Server(uvicorn.Server):
 
     server_state: State
 
-    def __init__(self, app: App, settings: Settings, limits: Limits) -> None:
+    def __init__(self, app: App, settings: Settings, limits: Limits, crew: Crew | None = None) -> None:
         """Prepare; nothing runs before ``live``."""
         config = uvicorn.Config(
             _refused_when_cut(app),
@@ -111,9 +115,10 @@ class Server(uvicorn.Server):
         )
         super().__init__(config)
         self.server_state = State()
-        self._app, self._settings = app, settings
+        self._app, self._settings, self._crew = app, settings, crew
         self._service: Drainable = app.state.service
         self.server_state.digest = lambda: self._service.digest  # type: ignore[method-assign]
+        self._opened = asyncio.Event()  # the crew is complete, or it is over
         self._draining: asyncio.Task[None] | None = None
         self._reloads: set[asyncio.Task[None]] = set()
 
@@ -122,15 +127,31 @@ class Server(uvicorn.Server):
         with self._signals():
             async with self._app.router.lifespan_context(self._app):
                 _keep_what_is_loaded()
+                if self._crew:
+                    await self._join(self._crew)
                 await self.serve(sockets=[listener])
         return self._service.exit_status or 0
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begin to accept connections."""
         await super().startup(sockets)
-        for listener in sockets or ():
-            host, port = listener.getsockname()[:2]
-            log.info("listening on http://%s:%d", f"[{host}]" if ":" in host else host, port)
+        for listener in sockets or () if self._crew is None else ():
+            log.info("listening on %s", url(listener))
+
+    async def _join(self, crew: Crew) -> None:
+        """Wait until the whole crew is ready, and drain as soon as its parent is gone."""
+        loop = asyncio.get_running_loop()
+
+        def hear() -> None:
+            self._opened.set()
+            if not crew.line.recv(64):
+                loop.remove_reader(crew.line)
+                if self._draining is None:
+                    self._stop(signal.SIGTERM)
+
+        loop.add_reader(crew.line, hear)
+        crew.say_ready()
+        await self._opened.wait()
 
     async def on_tick(self, counter: int) -> bool:
         """Look ten times a second whether it is over."""
@@ -186,6 +207,7 @@ class Server(uvicorn.Server):
             await asyncio.wait(set(self.server_state.tasks), timeout=self._settings.drain_s)
         self.config.timeout_graceful_shutdown = math.ceil(max(end - loop.time(), LAST_ANSWERS_S))
         self.should_exit = True
+        self._opened.set()
 
     def _reload(self) -> None:
         if self.started and self._draining is None:
@@ -224,21 +246,16 @@ def _keep_what_is_loaded() -> None:
     gc.freeze()
 
 
-def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    both = host == "::" and socket.has_dualstack_ipv6()
-    return socket.create_server((host, port), family=family, backlog=BACKLOG, dualstack_ipv6=both)
-
-
-def _reason(error: Exception) -> str:
-    number = error.errno if isinstance(error, OSError) else None
-    return os.strerror(number) if number and number > 0 else str(getattr(error, "strerror", None) or error)
-
-
 def _warn_if_open(settings: Settings) -> None:
     with suppress(ValueError):  # a name instead of an address
         if not settings.api_keys_file and not ip_address(settings.host).is_loopback:
             log.warning("everybody who reaches %s may use the service: no VAE_API_KEYS_FILE", settings.host)
+
+
+def _limits(settings: Settings, crew: Crew | None) -> Limits:
+    usual = Limits()
+    connections = _with_files_for(crew.share(settings.max_connections) if crew else settings.max_connections)
+    return Limits(connections=connections, unsent_bytes=crew.share(usual.unsent_bytes) if crew else usual.unsent_bytes)
 
 
 def _with_files_for(connections: int) -> int:

@@ -68,9 +68,10 @@ class Service:
         readers: threads that read large bodies: few, as an image at the pixel limit takes hundreds of megabytes.
     """
 
-    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+    def __init__(self, settings: Settings, metrics: Metrics, max_queue_items: int | None = None) -> None:
         """Keep the settings; nothing is loaded before ``start``."""
         self.settings, self.metrics = settings, metrics
+        self._max_queue_items = max_queue_items or settings.max_queue_items
         self.exit_status: int | None = None
         self.readers = ThreadPoolExecutor(READERS, "reader")
         self._engine: Engine | None = None
@@ -86,7 +87,7 @@ class Service:
         engine = await asyncio.to_thread(loading.load, self.settings)
         if engine.device == "cpu" and self.settings.device == "auto":
             log.warning("VAE_DEVICE=auto: no GPU found, computing on the CPU")
-        limit = self.settings.max_queue_items
+        limit = self._max_queue_items
         self._batcher = Batcher(engine.max_batch, limit, engine.streams, self.metrics, self._on_death)
         self._batcher.start()
         self._use(engine)

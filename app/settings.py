@@ -85,6 +85,7 @@ class Settings(BaseSettings):
         "Number format of the network; auto takes bf16 only where it is measured to be accurate.",
     )
     streams: int = _whole(0, 0, 256, "Batches computed side by side; 0 lets the device decide.")
+    workers: int = _whole(1, 1, 64, "Processes that share the port, the work and the limits; not on Windows.")
     host: str = _text("127.0.0.1", "an address or a host name", "Address to listen on.", min_length=1)
     port: int = _whole(8000, 0, 65535, "TCP port to listen on; 0 takes a free one.")
     max_batch: int = _whole(

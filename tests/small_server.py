@@ -1,11 +1,13 @@
 """A small application behind ``app.server``, run as a process of its own by the tests of the server.
 
-The settings come as JSON in the first argument; ``fails`` (``start`` or ``reload``) and ``dies`` choose a fault.
+The settings come as JSON in the first argument; ``fails`` (``start`` or ``reload``) and ``dies`` (the exit status
+of a worker) choose a fault.
 """
 
 import asyncio
 import json
 import logging
+import os
 import sys
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
@@ -13,6 +15,7 @@ from types import SimpleNamespace
 from app import server
 from app.errors import Unavailable
 from app.settings import Settings, SettingsError
+from app.workers import supervise
 
 log = logging.getLogger("vae")
 
@@ -80,5 +83,12 @@ class App:
 
 if __name__ == "__main__":
     given = json.loads(sys.argv[1])
-    app = App(given.pop("fails", ""))
-    sys.exit(server.run(app, Settings(**{"port": 0, "drain_delay_s": 0.2, "log_format": "json"} | given)))
+    fails, dies = given.pop("fails", ""), given.pop("dies", 0)
+    settings = Settings(**{"port": 0, "drain_delay_s": 0.2, "log_format": "json"} | given)
+
+    def work(settings, listener, crew):
+        if dies:
+            os._exit(dies)
+        return server.serve(App(fails), settings, listener, crew=crew)
+
+    sys.exit(server.run(App(fails), settings) if settings.workers == 1 else supervise(settings, work))

@@ -1,0 +1,196 @@
+"""Several processes as one service: ``vae serve`` with two workers, and small servers without a model."""
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from service_pictures import PNG, ink, png
+from service_process import Server, environment, free_port, refused_start
+from test_server import SAFETY_S, Process, request
+
+from app.tally import Tally, shared
+
+TESTS = Path(__file__).parent
+
+
+def workers_of(parent: int) -> list[int]:
+    return [int(pid) for pid in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
+
+
+def until(true: Callable[[], bool]) -> None:
+    end = time.monotonic() + SAFETY_S
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def answers(port: int) -> float:
+    """Return how many answers of /sample the service counts, over all its processes."""
+    text = httpx.get(f"http://127.0.0.1:{port}/metrics").text
+    found = [s for family in text_string_to_metric_families(text) for s in family.samples]
+    return sum(s.value for s in found if s.name == "vae_requests_total" and s.labels["route"] == "/sample")
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    running = Server(tmp_path_factory.mktemp("pair") / "log.txt", {"workers": 2, "drain_delay_s": 0})
+    running.wait_until_ready()
+    yield running
+    running.end()
+
+
+def test_metrics_add_up_whichever_process_answers(pair: Server) -> None:
+    before = answers(pair.port)
+    for _ in range(40):  # a connection each, so that both get some
+        assert httpx.get(f"{pair.url}/sample?seed=1").status_code == 200
+    assert {answers(pair.port) for _ in range(10)} == {before + 40}
+
+
+def test_a_worker_that_is_killed_takes_only_its_connections_along_and_is_replaced(pair: Server) -> None:
+    before, counted = workers_of(pair.pid), answers(pair.port)
+    os.kill(before[0], signal.SIGKILL)
+    statuses = [httpx.get(f"{pair.url}/sample?seed=1").status_code for _ in range(20)]
+    assert statuses == [200] * 20
+    until(lambda: len(workers_of(pair.pid)) == 2 and before[0] not in workers_of(pair.pid))
+    assert before[1] in workers_of(pair.pid)
+    assert answers(pair.port) == counted + 20  # what the dead one counted is kept
+    until(lambda: pair.log.read_text().count("ready: ") == 3)
+    assert httpx.post(f"{pair.url}/encode", content=png(ink()), headers=PNG).status_code == 200
+
+
+def test_a_reload_reaches_every_worker(pair: Server) -> None:
+    until(lambda: pair.log.read_text().count("Started server process") == 3)
+    told = pair.log.read_text().count("ready: ")
+    pair.process.send_signal(signal.SIGHUP)
+    until(lambda: pair.log.read_text().count("ready: ") == told + 2)
+    assert len(workers_of(pair.pid)) == 2
+
+
+def test_a_wrong_model_is_told_once_and_is_exit_78() -> None:
+    env = environment({"port": 0, "workers": 2, "model": "/nowhere.safetensors"})
+    arguments = [sys.executable, "-m", "app.cli", "serve"]
+    done = subprocess.run(arguments, env=env, cwd=TESTS.parent, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 78
+    assert (done.stdout + done.stderr).count("VAE_MODEL") == 1
+
+
+def test_a_port_in_use_is_one_line_and_exit_3() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        done = refused_start(workers=2, port=taken.getsockname()[1])
+    assert (done.returncode, len(done.stderr.splitlines())) == (3, 1)
+
+
+@pytest.fixture
+def crew(request: pytest.FixtureRequest) -> Iterator[Process]:
+    """Two small servers under one parent; ``crew.port`` is theirs."""
+    given = {"workers": 2, "port": free_port(), **getattr(request, "param", {})}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("VAE_")}
+    environment["PYTHONPATH"] = str(TESTS.parent)
+    arguments = [sys.executable, str(TESTS / "small_server.py"), json.dumps(given)]
+    with subprocess.Popen(arguments, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        running = Process(process)
+        running.port = given["port"]
+        try:
+            yield running
+        finally:
+            process.kill()
+
+
+async def at_work(crew: Process, requests: int, seconds: float) -> list["asyncio.Task[int]"]:
+    """Start requests that take a while, and return when both workers have some of them inside."""
+    tasks = [asyncio.create_task(request(crew.port, f"/work?{seconds}")) for _ in range(requests)]
+    await asyncio.to_thread(lambda: [crew.wait_for("inside") for _ in range(requests)])
+    return tasks
+
+
+def test_sigterm_drains_all_workers_and_loses_no_request(crew: Process) -> None:
+    async def scenario() -> None:
+        tasks = await at_work(crew, 100, 1.0)
+        crew.signal(signal.SIGTERM)
+        assert await asyncio.gather(*tasks) == [200] * 100
+
+    crew.wait_for("listening")
+    asyncio.run(asyncio.wait_for(scenario(), SAFETY_S))
+    status, messages = crew.end()
+    assert (status, messages.count("stopped")) == (0, 2)
+
+
+def test_a_second_signal_ends_all_at_once(crew: Process) -> None:
+    crew.wait_for("listening")
+    with ExitStack() as open_ones:
+        for _ in range(20):
+            connection = open_ones.enter_context(socket.create_connection(("127.0.0.1", crew.port)))
+            connection.sendall(b"GET /work?60 HTTP/1.1\r\nHost: x\r\n\r\n")
+        for _ in range(20):
+            crew.wait_for("inside")
+        crew.signal(signal.SIGTERM)
+        crew.wait_for("draining")
+        crew.signal(signal.SIGTERM)
+        assert crew.end()[0] == 128 + signal.SIGTERM
+
+
+def test_workers_end_when_their_parent_is_gone(crew: Process) -> None:
+    crew.wait_for("listening")
+    workers = workers_of(crew.process.pid)
+    crew.process.kill()
+    crew.process.wait()
+    until(lambda: not any(Path(f"/proc/{pid}/cmdline").exists() for pid in workers))
+    assert crew.end()[1].count("stopped") == 2
+
+
+@pytest.mark.parametrize("crew", [{"fails": "start"}], indirect=True)
+def test_problems_that_every_worker_finds_are_told_once(crew: Process) -> None:
+    status, messages = crew.end()
+    assert status == 78
+    assert len([message for message in messages if message.startswith("VAE_MODEL")]) == 1
+
+
+def test_a_lost_device_ends_one_worker_and_another_takes_its_place(crew: Process) -> None:
+    crew.wait_for("listening")
+    assert asyncio.run(request(crew.port, "/device")) == 503
+    assert "ended with status 70" in crew.wait_for("worker")["message"]
+    crew.wait_for("starting")
+    assert asyncio.run(request(crew.port, "/livez")) == 200
+    crew.signal(signal.SIGTERM)
+    assert crew.end()[0] == 0
+
+
+@pytest.mark.parametrize("crew", [{"dies": 5}], indirect=True)
+def test_a_worker_that_cannot_start_ends_the_service_with_its_status(crew: Process) -> None:
+    assert crew.end()[0] == 5
+
+
+def test_workers_that_keep_dying_end_the_service_with_70(crew: Process) -> None:
+    crew.wait_for("listening")
+    while crew.process.poll() is None:
+        for pid in workers_of(crew.process.pid):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.05)
+    assert crew.end()[0] == 70
+
+
+def test_pages_add_up_and_outlive_the_process_that_wrote_them() -> None:
+    pages = shared(2)
+    one, other = Tally(pages, 0), Tally(pages, 1)
+    assert one.reserve(3) == other.reserve(3) == 1
+    one.add(1, 2.5, also=2)
+    other.add(1, 1.0)
+    assert one.totals(1, 3) == other.totals(1, 3) == [3.5, 1.0, 0.0]
+    heir = Tally(pages, 0)
+    heir.add(heir.reserve(3), 1.0)
+    assert other.totals(1, 1) == [4.5]
+    other.set(3, 7)
+    assert heir.totals(3, 1) == [7]
+    assert heir.processes() == [os.getpid(), os.getpid()]
