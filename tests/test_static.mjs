@@ -12,7 +12,7 @@ import { promisify } from "node:util";
 import { formatFragment, isSeed, parseFragment } from "../app/static/fragment.js";
 import { latest, quietly, signal } from "../app/static/latest.js";
 import { byDivergence, fixed, milliseconds, percent } from "../app/static/numbers.js";
-import { pixels } from "../app/static/picture.js";
+import { centered, pixels } from "../app/static/picture.js";
 import { atFrame, counts, ellipse, frame, inFrame, lattice, lift, nearest, project } from "../app/static/plane.js";
 import { method, PROGRAMS, target, timings } from "../app/static/request.js";
 
@@ -217,3 +217,18 @@ async function exchanges(request, type, answer) {
 function settled() {
   return new Promise((resolve) => setImmediate(resolve));
 }
+
+test("a drawing is moved so that its center of mass is in the middle, and what would leave the sheet is cut off", () => {
+  const shape = { channels: 1, height: 5, width: 7 };
+  const one = (x, y) => Uint8Array.from({ length: 35 }, (_, i) => (i === y * 7 + x ? 200 : 0));
+  assert.deepEqual(centered(one(1, 0), shape), one(3, 2));
+  assert.deepEqual(centered(one(3, 2), shape), one(3, 2));
+  const heavy = one(6, 4).map((value, i) => value || (i === 2 * 7 + 0 ? 9 : 0)); // the light pixel would go beyond the edge
+  assert.deepEqual(centered(heavy, shape), one(3, 2));
+  assert.deepEqual(centered(new Uint8Array(35), shape), new Uint8Array(35));
+  const inverted = (data) => data.map((value) => 255 - value);
+  assert.deepEqual(centered(inverted(one(1, 0)), shape), inverted(one(3, 2)));
+  const color = { channels: 3, height: 3, width: 3 };
+  const red = (at) => Uint8Array.from({ length: 27 }, (_, i) => (i === 3 * at ? 255 : 0));
+  assert.deepEqual(centered(red(2), color), red(4));
+});

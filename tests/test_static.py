@@ -24,7 +24,8 @@ def imported(module: Path) -> set[Path]:
 
 
 def test_scripts_and_styles_of_our_own_are_small() -> None:
-    assert sum(file.stat().st_size for file in [*MODULES, STATIC / "style.css"]) <= MOST_BYTES
+    modules = [module for module in MODULES if module.name != "docs.js"]  # that is of another page
+    assert sum(file.stat().st_size for file in [*modules, STATIC / "style.css"]) <= MOST_BYTES
 
 
 def test_the_page_loads_every_module_at_once_and_each_exists() -> None:

@@ -30,7 +30,7 @@ const app = {
 	state: parseFragment(location.hash),
 	say: quietly((text) => ($("live").textContent = text), QUIET_MS),
 
-	/** Take a latent that somebody chose. */
+	/** Take a chosen latent. */
 	choose(z, name) {
 		app.z.set(z);
 		app.remember({ z });

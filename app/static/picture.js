@@ -1,6 +1,6 @@
-/** Pictures on canvases. Pixels are bytes in rows, channels innermost. */
+/** Pictures. Pixels are bytes in rows, channels innermost. */
 
-/** Draw an image on a whole canvas as the service would: transparency on black, the center cropped to the aspect. */
+/** Draw an image on a whole canvas as the service would: on black, its center cropped to the aspect. */
 export function drawImage(context, image, sharp) {
 	const { width, height } = context.canvas;
 	const zoom = Math.max(width / image.width, height / image.height);
@@ -24,6 +24,17 @@ export function pixels({ data, width }, channels, scale = 1) {
 	return Uint8Array.from({ length: rgb.length / 3 }, gray);
 }
 
+/** Return the pixels with what differs from the first one's color in the middle, moved by whole pixels. */
+export function centered(data, { channels, height, width }) {
+	const sum = [0, 0, 0];
+	const place = (i) => [Math.floor(i / channels) % width, Math.floor(i / channels / width)];
+	data.forEach((value, i) =>
+		[1, ...place(i)].forEach((weight, k) => (sum[k] += weight * Math.abs(value - data[i % channels]))));
+	const [dx, dy] = [width, height].map((side, k) => Math.round(sum[k + 1] / sum[0] - (side - 1) / 2));
+	const from = (x, i) => (x < 0 || x >= width ? null : data[i + (dx + dy * width) * channels]);
+	return data.map((_, i) => from(place(i)[0] + dx, i) ?? data[i % channels]);
+}
+
 /** Paint pixels on a canvas, which takes their size. */
 export function paint(canvas, { channels, height, width }, data) {
 	Object.assign(canvas, { width, height });
@@ -32,7 +43,7 @@ export function paint(canvas, { channels, height, width }, data) {
 	canvas.getContext("2d").putImageData(image, 0, 0);
 }
 
-/** Return a PNG in base64 as something to draw. */
+/** Return a base64 PNG as something to draw. */
 export function decodePng(png) {
 	return createImageBitmap(new Blob([Uint8Array.from(atob(png), (c) => c.charCodeAt(0))]));
 }

@@ -1,12 +1,12 @@
 /**
- * The picture that all else is about. It is brought to the model's size here and sent as it is, so what is shown as seen
- * is seen. `app.input` holds `{data, png, settled}`, or null for an empty sheet; `settled` is false amid a stroke.
+ * The picture that all else is about, brought to the model's size here, so what is shown as seen is seen. `app.input`
+ * holds `{data, png, settled}`, or null for an empty sheet; `settled` is false amid a stroke.
  */
 
 import { $, gallery, on } from "../dom.js";
 import { latest } from "../latest.js";
 import { Panel } from "../panel.js";
-import { decodePng, drawImage, paint, pixels } from "../picture.js";
+import { centered, decodePng, drawImage, paint, pixels } from "../picture.js";
 
 const EXAMPLES = { path: "/sample", query: { n: 8, temperature: 0.7, seed: "14" } };
 const SHEET_PIXELS = 280; // longer side of the sheet that one draws on, or a little less
@@ -23,8 +23,8 @@ export class Input extends Panel {
 		this.past = [];
 		this.publish = latest((settled) => this.#publish(settled));
 		on("undo", () => this.#change(() => {
-			this.ink = this.past.at(-1).ink;
-			this.pen.putImageData(this.past.pop().sheet, 0, 0);
+			const { sheet, ...kept } = this.past.pop();
+			Object.assign(this, kept).pen.putImageData(sheet, 0, 0);
 		}));
 		on("clear", () => this.#edit(() => this.#clear()));
 		on("invert", () => this.#edit(() => { // strokes too, from now on
@@ -33,6 +33,7 @@ export class Input extends Panel {
 			this.pen.globalCompositeOperation = "source-over";
 			this.ink = this.ink === "#fff" ? "#000" : "#fff";
 		}));
+		on("center", () => this.publish(true), "change");
 		this.#listenToPointer();
 		this.#listenToFiles();
 		this.#change(() => this.#clear());
@@ -59,7 +60,7 @@ export class Input extends Panel {
 	}
 
 	#edit(action, settled) {
-		this.past = [...this.past.slice(1 - MAX_UNDO), { sheet: this.#sheet, ink: this.ink }];
+		this.past = [...this.past.slice(1 - MAX_UNDO), { sheet: this.#sheet, ink: this.ink, drawn: this.drawn }];
 		this.#change(action, settled);
 	}
 
@@ -69,7 +70,8 @@ export class Input extends Panel {
 
 	#publish(settled) {
 		this.told = performance.now();
-		const data = pixels(this.#sheet, this.shape.channels, this.scale);
+		let data = pixels(this.#sheet, this.shape.channels, this.scale);
+		if (this.drawn && $("center").checked) data = centered(data, this.shape);
 		const blank = !data.some(Boolean);
 		paint($("seen"), this.shape, data);
 		$("seen-file").href = $("seen").toDataURL();
@@ -81,6 +83,7 @@ export class Input extends Panel {
 	#clear() {
 		this.#fill("#000");
 		this.ink = "#fff";
+		this.drawn = true;
 	}
 
 	#fill(color) {
@@ -93,6 +96,7 @@ export class Input extends Panel {
 		this.#edit(() => {
 			this.#clear();
 			drawImage(this.pen, image, image.width === width && image.height === height);
+			this.drawn = false;
 		});
 		this.complain("");
 	}

@@ -64,7 +64,7 @@ export class LatentMap extends Panel {
 		});
 	}
 
-	/** Turn the plane as the fields say. */
+	/** Turn the plane. */
 	#turn() {
 		const [x, y] = [$("map-x"), $("map-y")];
 		y.parentElement.hidden = !x.value;
@@ -78,7 +78,6 @@ export class LatentMap extends Panel {
 		this.paint();
 	}
 
-	/** Show the posterior and z, in words too. */
 	#show() {
 		const { posterior: { value: posterior }, z } = this.app;
 		const outline = posterior ? ellipse(posterior.mu, posterior.sigma, this.plane) : [[9, 9]];
@@ -93,7 +92,6 @@ export class LatentMap extends Panel {
 		return this.map.label_names?.[label] ?? label;
 	}
 
-	/** Go to a place of the frame, and decode it. */
 	#look(at) {
 		const place = atFrame(at, this.frame);
 		this.z = lift(place, this.plane, this.#origin);
