@@ -12,7 +12,7 @@ import importlib.util
 from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
-from queue import SimpleQueue
+from queue import LifoQueue
 from typing import Any, cast
 
 import numpy as np
@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from app.eager import padded
+from app.eager import fill
 from model.bf16 import Bf16Block
 from model.likelihood import Bernoulli
 from model.vae import LOG_SIGMA_MAX, LOG_SIGMA_MIN, VAE, Decoder, Encoder, ResidualBlock
@@ -74,8 +74,12 @@ class CompiledVAE(VAE):
 
     def encode(self, x: Tensor, precision: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
         """Return the posterior's ``mu`` and ``sigma``; ``precision`` is that of the graphs, whatever is asked for."""
-        mu, sigma = self.graphs[0](x)
+        mu, sigma, _ = self.graphs[0](x)
         return mu, sigma
+
+    def encode_with_kl(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Return ``mu``, ``sigma`` and ``KL[q(z|x) || N(0, I)]`` in nats, ``(N,)``, about 1e-6 off: for a histogram."""
+        return tuple(self.graphs[0](x))
 
     def decode(self, z: Tensor, precision: torch.dtype = torch.float32) -> Tensor:
         """Return the likelihood's raw parameters; ``precision`` as for :meth:`encode`."""
@@ -103,25 +107,41 @@ class CompiledGraphs:
     def __init__(self, build: Callable[[_Ops, int], Any], streams: int, sizes: tuple[int, ...]) -> None:
         """Compile what ``build`` gives for each of the ``sizes``, once for each of the streams."""
         self.sizes = sizes
-        self._free: SimpleQueue[dict[int, Any]] = SimpleQueue()
+        self._free: LifoQueue[dict[int, _Graph]] = LifoQueue()  # the one used last: going from one to another costs
         ops = _Ops()
         with ThreadPoolExecutor(streams) as pool:
-            for slot in pool.map(lambda _: {size: ops.compile(build(ops, size)) for size in sizes}, range(streams)):
+            for slot in pool.map(
+                lambda _: {size: _Graph(ops.compile(build(ops, size))) for size in sizes}, range(streams)
+            ):
                 self._free.put(slot)
 
     def __call__(self, x: Tensor) -> list[Tensor]:
         """Return the outputs for ``x (n, …)``."""
-        rows = x.contiguous().numpy()
+        rows = x.numpy()
         slot, at, results = self._free.get(), 0, []
         try:
             for size in parts(len(rows), self.sizes):
-                given = padded(rows[at : at + size], size)
-                outputs = slot[size].infer([given], share_inputs=True)
-                results.append([torch.from_numpy(outputs[i])[: len(rows) - at] for i in range(len(outputs))])
+                results.append([torch.from_numpy(output) for output in slot[size].run(rows[at : at + size])])
                 at += size
         finally:
             self._free.put(slot)
         return results[0] if len(results) == 1 else [torch.cat(column) for column in zip(*results, strict=True)]
+
+
+class _Graph:
+    """A compiled graph with its input and output arrays, which are the same for every call."""
+
+    def __init__(self, request: Any) -> None:
+        self._request = request
+        request.infer()  # outputs have their place after the first time
+        self._input: NDArray[np.float32] = request.get_input_tensor().data
+        self._outputs = [tensor.data for tensor in request.output_tensors]
+
+    def run(self, rows: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+        """Return the outputs for ``rows (n, …)``, with n at most the size of the graph."""
+        fill(self._input, rows)
+        self._request.infer(share_outputs=True)
+        return [output[: len(rows)].copy() for output in self._outputs]
 
 
 @lru_cache(maxsize=4096)
@@ -141,7 +161,7 @@ def parts(rows: int, sizes: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _encoder_graph(encoder: Encoder, image_shape: tuple[int, int, int], ops: _Ops, size: int) -> Any:
-    """Return the graph of an encoder: ``(size, C, H, W)`` pixels to ``mu`` and ``sigma``, ``(size, D)`` each."""
+    """Return the graph of an encoder: ``(size, C, H, W)`` pixels to what `encode_with_kl` returns."""
     o, fixed = ops.o, ops.fixed
     x = ops.input(size, image_shape)
     folded = o.space_to_depth(o.subtract(o.multiply(x, fixed(2)), fixed(1)), "depth_first", encoder.patch)
@@ -150,7 +170,10 @@ def _encoder_graph(encoder: Encoder, image_shape: tuple[int, int, int], ops: _Op
     raw, low, high = ops.linear(hidden, encoder.log_sigma), fixed(LOG_SIGMA_MIN), fixed(LOG_SIGMA_MAX)
     upper = o.subtract(high, o.softplus(o.subtract(high, raw)))
     log_sigma = o.add(low, o.softplus(o.subtract(upper, low)))  # model.vae.soft_clamp
-    outputs = ops.linear(hidden, encoder.mu), o.exp(log_sigma)
+    mu, sigma = ops.linear(hidden, encoder.mu), o.exp(log_sigma)
+    squares = o.subtract(o.add(o.multiply(mu, mu), o.multiply(sigma, sigma)), fixed(1))
+    kl = o.reduce_sum(o.subtract(o.multiply(squares, fixed(0.5)), log_sigma), o.constant(np.array([1], np.int64)))
+    outputs = mu, sigma, kl
     return ops.graph([ops.first_rows(value, size) for value in outputs], x)
 
 

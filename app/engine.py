@@ -179,6 +179,8 @@ class Engine:
         return run
 
     def _encode(self, x: Tensor) -> tuple[Tensor, ...]:
+        if self._compiled and self.exact_kl:
+            return self._compiled[0].encode_with_kl(x)
         mu, sigma = self._network.encode(x)
         if self.exact_kl:  # the metric's; whoever asks for the KL gets that of `model.gaussian`, which never cancels
             return mu, sigma, ((mu.square() + sigma.square() - 1) / 2 - sigma.log()).sum(1)
