@@ -93,8 +93,8 @@ def noise(seed: int, items: int, shape: tuple[int, ...], first: int = 0, stream:
     """Return standard normal draws of which item i depends on (seed, i) alone.
 
     Philox (Salmon et al. 2011) with the seed as its key, the item as the highest word of its counter and the
-    stream as the next one. So the items of a call for 4 are the first 4 of a call for 64, and an item of shape ``(4, D)`` is the first 4
-    rows of that item in shape ``(8, D)``.
+    stream as the next one. So the items of a call for 4 are the first 4 of a call for 64, and an item of shape
+    ``(4, D)`` is the first 4 rows of that item in shape ``(8, D)``.
 
     Args:
         seed: 0 … 2⁶³ − 1.

@@ -63,7 +63,13 @@ def test_every_field_is_a_flag_and_every_flag_has_a_help_text() -> None:
     for item in fields(TrainConfig):
         assert options[item.name].opts == [flag_of(item.name)]
         assert options[item.name].help == item.metadata["help"]
-    assert set(options) == {item.name for item in fields(TrainConfig)} | {"preset", "out", "data_dir", "resume", "tensorboard"}
+    assert set(options) == {item.name for item in fields(TrainConfig)} | {
+        "preset",
+        "out",
+        "data_dir",
+        "resume",
+        "tensorboard",
+    }
     assert all(option.help for option in options.values())
 
 
