@@ -9,6 +9,7 @@ any size are slower, and round to bfloat16 by cutting off.
 from __future__ import annotations
 
 import importlib.util
+import sys
 from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
@@ -26,7 +27,8 @@ from model.likelihood import Bernoulli
 from model.vae import LOG_SIGMA_MAX, LOG_SIGMA_MIN, VAE, Decoder, Encoder, ResidualBlock
 
 NAME = "openvino"
-SIZES = (1, 4, 16, 32)
+SIZES = (1, 4, 8, 16, 32)
+SHARED = 16  # from this size on, streams share what is compiled: small batches would lose a third of their speed
 Value = Any  # openvino.Node, and also openvino.Output
 
 
@@ -37,9 +39,16 @@ def is_available() -> bool:
 
 def has_bf16() -> bool:
     """Return whether this processor multiplies in bfloat16; others only emulate it, slower than float32."""
-    import openvino
+    return "BF16" in _openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
-    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+def _openvino() -> Any:
+    """Return the package, imported without the one that would report its use to its makers, over the network."""
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # as if it were not installed
+    import openvino
+    import openvino.opset13
+
+    return openvino
 
 
 def sizes_up_to(max_batch: int) -> tuple[int, ...]:
@@ -109,11 +118,16 @@ class CompiledGraphs:
         self.sizes = sizes
         self._free: LifoQueue[dict[int, _Graph]] = LifoQueue()  # the one used last: going from one to another costs
         ops = _Ops()
+
+        def compiled_for_all(size: int) -> list[_Graph]:
+            graph = build(ops, size)
+            models = [ops.compile(graph, streams)] * streams if size >= SHARED else []
+            models = models or [ops.compile(graph, 1) for _ in range(streams)]
+            return [_Graph(model.create_infer_request()) for model in models]
+
         with ThreadPoolExecutor(streams) as pool:
-            for slot in pool.map(
-                lambda _: {size: _Graph(ops.compile(build(ops, size))) for size in sizes}, range(streams)
-            ):
-                self._free.put(slot)
+            for slot in zip(*pool.map(compiled_for_all, sizes), strict=True):
+                self._free.put(dict(zip(sizes, slot, strict=True)))
 
     def __call__(self, x: Tensor) -> list[Tensor]:
         """Return the outputs for ``x (n, …)``."""
@@ -200,23 +214,20 @@ class _Ops:
     """The network's layers as operations of graphs, which share their constants."""
 
     def __init__(self) -> None:
-        import openvino
-        from openvino import opset13
-
-        self.o: Any = opset13
-        self._openvino: Any = openvino
-        self._core: Any = openvino.Core()
+        self._openvino = _openvino()
+        self.o: Any = self._openvino.opset13
+        self._core: Any = self._openvino.Core()
         self._arrays: dict[tuple[int, torch.Size], NDArray[np.float32]] = {}
 
-    def compile(self, graph: Any) -> Any:
-        """Return what computes a graph in the thread of its caller."""
+    def compile(self, graph: Any, streams: int) -> Any:
+        """Return what computes a graph, each call in the thread of its caller."""
         settings = {
             "INFERENCE_PRECISION_HINT": "f32",  # as written in the graph: nothing is rounded that is not so there
-            "NUM_STREAMS": "1",
-            "INFERENCE_NUM_THREADS": "1",
+            "NUM_STREAMS": str(streams),
+            "INFERENCE_NUM_THREADS": str(streams),
             "ENABLE_CPU_PINNING": "NO",
         }
-        return self._core.compile_model(graph, "CPU", settings).create_infer_request()
+        return self._core.compile_model(graph, "CPU", settings)
 
     def input(self, size: int, shape: tuple[int, ...]) -> Value:
         return self.o.parameter([size, *shape], np.float32)

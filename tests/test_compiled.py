@@ -1,6 +1,10 @@
 """The compiled network computes what torch's layers compute, in each precision, for every shape of network."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from threading import Thread
 
 import numpy as np
@@ -128,6 +132,14 @@ def test_an_answer_is_not_overwritten_by_the_next_one() -> None:
     kept = mu.clone()
     vae.encode(1 - x)
     assert torch.equal(mu, kept)
+
+
+def test_the_use_of_the_compiler_is_reported_to_nobody(tmp_path: Path) -> None:
+    program = "import sys; from app import compiled; compiled.has_bf16(); print(sys.modules['openvino_telemetry'])"
+    environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "None"
+    assert not list(tmp_path.rglob("*"))  # an identifier of this machine would be kept there
 
 
 @pytest.mark.slow
