@@ -27,8 +27,9 @@ from model.likelihood import Bernoulli
 from model.vae import LOG_SIGMA_MAX, LOG_SIGMA_MIN, VAE, Decoder, Encoder, ResidualBlock
 
 NAME = "openvino"
-SIZES = (1, 4, 8, 16, 32)
-SHARED = 16  # from this size on, streams share what is compiled: small batches would lose a third of their speed
+ENCODER_SIZES = (1, 4, 8, 16, 32)
+DECODER_SIZES = (1, 8, 32)  # each costs 10 MiB, and single images are encoded more often than decoded
+SHARED = 8  # from this size on, streams share what is compiled; a third of the speed of a single row would be lost
 Value = Any  # openvino.Node, and also openvino.Output
 
 
@@ -51,23 +52,24 @@ def _openvino() -> Any:
     return openvino
 
 
-def sizes_up_to(max_batch: int) -> tuple[int, ...]:
-    """Return the sizes of graphs that batches of up to ``max_batch`` rows need."""
-    return tuple(size for size in SIZES if size <= max_batch)
-
-
 class CompiledVAE(VAE):
     """A VAE that computes what another one computes, by compiled graphs."""
 
     def __init__(
-        self, vae: VAE, streams: int, sizes: tuple[int, ...] = SIZES, encoder: CompiledGraphs | None = None
+        self,
+        vae: VAE,
+        streams: int,
+        encoder_sizes: tuple[int, ...] = ENCODER_SIZES,
+        decoder_sizes: tuple[int, ...] = DECODER_SIZES,
+        encoder: CompiledGraphs | None = None,
     ) -> None:
         """Compile the encoder and the decoder of ``vae``, which is on the CPU.
 
         Args:
             vae: with residual blocks in float32, or those of `model.bf16`.
             streams: batches that can run at the same time, each in the thread of its caller.
-            sizes: numbers of rows for which there are graphs.
+            encoder_sizes: numbers of rows for which there are graphs of the encoder.
+            decoder_sizes: and of the decoder.
             encoder: compiled graphs of an encoder to use instead.
 
         Raises:
@@ -77,8 +79,9 @@ class CompiledVAE(VAE):
         self.config, self.likelihood, self.prior = vae.config, vae.likelihood, vae.prior
         logits = isinstance(vae.likelihood, Bernoulli)
         self.graphs = (
-            encoder or CompiledGraphs(partial(_encoder_graph, vae.encoder, vae.config.image_shape), streams, sizes),
-            CompiledGraphs(partial(_decoder_graph, vae.decoder, vae.config.latent_dim, logits), streams, sizes),
+            encoder
+            or CompiledGraphs(partial(_encoder_graph, vae.encoder, vae.config.image_shape), streams, encoder_sizes),
+            CompiledGraphs(partial(_decoder_graph, vae.decoder, vae.config.latent_dim, logits), streams, decoder_sizes),
         )
 
     def encode(self, x: Tensor, precision: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:

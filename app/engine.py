@@ -96,7 +96,7 @@ class Engine:
         self.weigh = Op("score", self._runner(self._weigh))
         self.exact_kl = self._vae.prior.closed_form_kl
         self._pads = not self._compiled or not self.exact_kl  # a learned prior's layers are torch's on every path
-        sizes = BUCKETS if self._pads else compiled.SIZES
+        sizes = BUCKETS if self._pads else compiled.ENCODER_SIZES
         self._buckets = sorted({*(size for size in sizes if size < self.max_batch), self.max_batch})
         self._points = quadrature(self.latent_dim).to(self._device)
         self.relate = Op("kl", self._runner(self._relate))
@@ -105,11 +105,15 @@ class Engine:
         if self._device.type == "cuda":
             return CudaGraphs(self._device, self.max_batch, self.streams), CudaGraphs.name
         if path == compiled.NAME:
-            sizes = compiled.sizes_up_to(self.max_batch)
-            self._compiled.append(compiled.CompiledVAE(self._network, self.streams, sizes))
+            encoder_sizes, decoder_sizes = (
+                tuple(size for size in sizes if size <= self.max_batch)
+                for sizes in (compiled.ENCODER_SIZES, compiled.DECODER_SIZES)
+            )
+            first = compiled.CompiledVAE(self._network, self.streams, encoder_sizes, decoder_sizes)
+            self._compiled.append(first)
             if self.precision == "bf16":
-                encoder = self._compiled[0].graphs[0]
-                self._compiled.append(compiled.CompiledVAE(self._vae, self.streams, sizes[-1:], encoder))
+                largest = decoder_sizes[-1:]
+                self._compiled.append(compiled.CompiledVAE(self._vae, self.streams, (), largest, first.graphs[0]))
             self._network, self._vae = self._compiled[0], self._compiled[-1]
         return Eager(self._device), path
 
