@@ -21,7 +21,8 @@ Columns = tuple[NDArray[Any], ...]
 FIRST_GUESS: Final = 200.0
 RATE_WINDOW_S: Final = 5.0  # busy seconds over which the service rate is averaged
 MAX_RETRY_S: Final = 60.0
-BACKLOG_ROWS: Final = 64  # with fewer inside, what is measured is the speed of single requests, not of the device
+# With fewer inside, or less than half of a smaller house, what is measured is the speed of single requests.
+BACKLOG_ROWS: Final = 64
 KNOWN_S: Final = 1.0  # seconds of measuring after which the rate is believed when it refuses somebody
 SURE: Final = 0.5  # of a request's time: estimates err, and an answer that comes too late was computed in vain
 
@@ -155,6 +156,7 @@ class House:
         """Start empty, with room for ``max_items``."""
         self.items = self.rows = 0
         self._max_items = max_items
+        self._backlog = min(BACKLOG_ROWS, max(1, max_items // 2))
         self._answered, self._busy_s, self._seen_at = FIRST_GUESS, 1.0, 0.0
         self._known_s = 0.0  # seconds of measuring so far
 
@@ -189,14 +191,14 @@ class House:
     def leave(self, items: int, rows: int, computed: bool = True) -> None:
         """Let a request out, whatever became of it."""
         self._measure()
-        self._answered += rows if computed and self.rows >= BACKLOG_ROWS else 0
+        self._answered += rows if computed and self.rows >= self._backlog else 0
         self.items -= items
         self.rows -= rows
 
     def _measure(self) -> None:
         """Age both sums of the rate, older seconds weigh less; time counts while there is a backlog."""
         now = time.monotonic()
-        passed = now - self._seen_at if self.rows >= BACKLOG_ROWS else 0.0
+        passed = now - self._seen_at if self.rows >= self._backlog else 0.0
         fade = math.exp(-passed / RATE_WINDOW_S)
         self._answered *= fade
         self._busy_s = self._busy_s * fade + passed
