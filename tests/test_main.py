@@ -16,8 +16,9 @@ import httpx
 import numpy as np
 import pytest
 from fastapi import FastAPI
+from inside import Gate
 
-from app.batching import DeviceLost, Op
+from app.batching import DeviceLost
 from app.main import create_app
 from app.settings import Settings
 from tests.tiny import CONFIG, save_tiny
@@ -46,24 +47,6 @@ def run(path: Path, body: Body, **settings: Any) -> None:
             await body(client, app)
 
     asyncio.run(main())
-
-
-class Gate:
-    """Holds the inference thread inside an operation until it is opened, and counts the rows that got there."""
-
-    def __init__(self, op: Op) -> None:
-        self.entered, self.opened, self.rows = threading.Event(), threading.Event(), 0
-        self._run = op.run
-        object.__setattr__(op, "run", self.run)
-
-    def run(self, *columns: Any) -> Any:
-        self.rows += len(columns[0])
-        self.entered.set()
-        assert self.opened.wait(30)
-        return self._run(*columns)
-
-    async def wait_until_entered(self) -> None:
-        await asyncio.to_thread(self.entered.wait, 30)
 
 
 def test_an_unexpected_error_is_a_500_that_tells_nothing_and_a_log_line_that_tells_all(
