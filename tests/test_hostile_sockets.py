@@ -100,11 +100,14 @@ def statuses(answers: list[tuple[bytes, float]]) -> Counter[str]:
 
 @contextmanager
 def good_clients(server: Server, pictures: Pictures, width: int = 4) -> Iterator[list[Outcome]]:
-    """Let good clients ask all the time, from a thread of their own; gives what became of them, once they are done."""
+    """Let good clients ask all the time, from a thread of their own; gives what became of them, once they are done.
+
+    At least one round is asked, however soon the other side has ended.
+    """
     stop, outcomes = threading.Event(), list[Outcome]()
 
     async def ask() -> None:
-        while not stop.is_set():
+        while not outcomes or not stop.is_set():
             outcomes.append(await closed_loop(server.port, pictures.request, 200, width, pictures.check))
 
     thread = threading.Thread(target=lambda: asyncio.run(ask()))
