@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from app.eager import fill
+from app.lines import Columns
 from model.bf16 import Bf16Block
 from model.likelihood import Bernoulli
 from model.vae import LOG_SIGMA_MAX, LOG_SIGMA_MIN, VAE, Decoder, Encoder, ResidualBlock
@@ -86,26 +87,28 @@ class CompiledVAE(VAE):
 
     def encode(self, x: Tensor, precision: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
         """Return the posterior's ``mu`` and ``sigma``; ``precision`` is that of the graphs, whatever is asked for."""
-        mu, sigma, _ = self.graphs[0](x)
-        return mu, sigma
+        mu, sigma, _ = self.graphs[0](x.numpy())
+        return torch.from_numpy(mu), torch.from_numpy(sigma)
 
-    def encode_with_kl(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Return ``mu``, ``sigma`` and ``KL[q(z|x) || N(0, I)]`` in nats, ``(N,)``, about 1e-6 off: for a histogram."""
-        return tuple(self.graphs[0](x))
+    def encode_with_kl(self, x: NDArray[np.float32]) -> Columns:
+        """Return ``mu``, ``sigma`` and ``KL[q(z|x) || N(0, I)]`` in nats, ``(N,)``, about 1e-6 off: for a histogram.
+
+        Arrays, as each operation of torch lets go of Python's lock, for which the event loop is waiting.
+        """
+        return self.graphs[0](x)
 
     def decode(self, z: Tensor, precision: torch.dtype = torch.float32) -> Tensor:
         """Return the likelihood's raw parameters; ``precision`` as for :meth:`encode`."""
-        output: Tensor = self.graphs[1](z)[0]
-        return output
+        return torch.from_numpy(self.graphs[1](z.numpy())[0])
 
-    def mean_images(self, z: Tensor) -> Tensor:
-        """Return the mean images of latents ``z (N, D)``, ``(N, C, H, W)`` in 0..1.
+    def mean_images(self, z: NDArray[np.float32]) -> Columns:
+        """Return the mean images of latents ``z (N, D)``, ``(N, C, H, W)`` in 0..1, as the only column.
 
         Torch computes the last elements of a tensor by other instructions than the rest, so that the rounding of a
         sigmoid would depend on how many rows there are; it is in the graph for that reason, as is that of sigma.
         """
         output, *means = self.graphs[1](z)
-        return means[0] if means else self.likelihood.mean(output)
+        return tuple(means) or (self.likelihood.mean(torch.from_numpy(output)).numpy(),)
 
     def use_only(self, sizes: Collection[int]) -> None:
         """Compute every batch by the graphs of these sizes, where any of them is left."""
@@ -132,17 +135,16 @@ class CompiledGraphs:
             for slot in zip(*pool.map(compiled_for_all, sizes), strict=True):
                 self._free.put(dict(zip(sizes, slot, strict=True)))
 
-    def __call__(self, x: Tensor) -> list[Tensor]:
-        """Return the outputs for ``x (n, …)``."""
-        rows = x.numpy()
+    def __call__(self, rows: NDArray[np.float32]) -> Columns:
+        """Return the outputs for ``rows (n, …)``, in arrays of their own."""
         slot, at, results = self._free.get(), 0, []
         try:
             for size in parts(len(rows), self.sizes):
-                results.append([torch.from_numpy(output) for output in slot[size].run(rows[at : at + size])])
+                results.append(slot[size].run(rows[at : at + size]))
                 at += size
         finally:
             self._free.put(slot)
-        return results[0] if len(results) == 1 else [torch.cat(column) for column in zip(*results, strict=True)]
+        return results[0] if len(results) == 1 else tuple(map(np.concatenate, zip(*results, strict=True)))
 
 
 class _Graph:
@@ -154,11 +156,11 @@ class _Graph:
         self._input: NDArray[np.float32] = request.get_input_tensor().data
         self._outputs = [tensor.data for tensor in request.output_tensors]
 
-    def run(self, rows: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+    def run(self, rows: NDArray[np.float32]) -> Columns:
         """Return the outputs for ``rows (n, …)``, with n at most the size of the graph."""
         fill(self._input, rows)
         self._request.infer(share_outputs=True)
-        return [output[: len(rows)].copy() for output in self._outputs]
+        return tuple(output[: len(rows)].copy() for output in self._outputs)
 
 
 @lru_cache(maxsize=4096)

@@ -89,8 +89,12 @@ def arguments_of(endpoint: Callable[..., Any]) -> Callable[[bytes], dict[str, An
         if p.name != "request"
     }
     query_of = create_model(endpoint.__name__, **fields)
+    needed = any(default is ... for _, default in fields.values())
+    nothing_said = None if needed else vars(query_of())
 
     def read(query: bytes) -> dict[str, Any]:
+        if not query and nothing_said is not None:
+            return nothing_said
         try:
             return vars(query_of(**dict(parse_qsl(query.decode("latin-1"), keep_blank_values=True))))
         except ValidationError as error:

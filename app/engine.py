@@ -90,11 +90,12 @@ class Engine:
         self._compiled: list[compiled.CompiledVAE] = []
         self._path, self.path = self._choose_path(path)
         self.map: LatentMap | None = None
-        self.encode = Op("encode", self._runner(self._encode))
-        self.decode = Op("decode", self._runner(self._decode))
+        self.exact_kl = self._vae.prior.closed_form_kl
+        network = self._compiled[0] if self._compiled else None
+        self.encode = Op("encode", network.encode_with_kl if network and self.exact_kl else self._runner(self._encode))
+        self.decode = Op("decode", network.mean_images if network else self._runner(self._decode))
         self.draw = Op("sample", self._runner(self._draw))
         self.weigh = Op("score", self._runner(self._weigh))
-        self.exact_kl = self._vae.prior.closed_form_kl
         self._pads = not self._compiled or not self.exact_kl  # a learned prior's layers are torch's on every path
         sizes = BUCKETS if self._pads else compiled.ENCODER_SIZES
         self._buckets = sorted({*(size for size in sizes if size < self.max_batch), self.max_batch})
@@ -183,8 +184,6 @@ class Engine:
         return run
 
     def _encode(self, x: Tensor) -> tuple[Tensor, ...]:
-        if self._compiled and self.exact_kl:
-            return self._compiled[0].encode_with_kl(x)
         mu, sigma = self._network.encode(x)
         if self.exact_kl:  # the metric's; whoever asks for the KL gets that of `model.gaussian`, which never cancels
             return mu, sigma, ((mu.square() + sigma.square() - 1) / 2 - sigma.log()).sum(1)
@@ -192,7 +191,7 @@ class Engine:
 
     def _decode(self, z: Tensor) -> tuple[Tensor, ...]:
         if self._compiled:
-            return (self._compiled[0].mean_images(z),)
+            return tuple(map(torch.from_numpy, self._compiled[0].mean_images(z.numpy())))
         return (self._vae.likelihood.mean(self._network.decode(z)),)
 
     def _draw(self, noise: Tensor) -> tuple[Tensor, ...]:

@@ -44,8 +44,10 @@ def answers(vae: VAE, rows: int) -> list[np.ndarray]:
     z = torch.from_numpy(random.standard_normal((8, vae.config.latent_dim), np.float32)[:rows])
     with torch.inference_mode():
         output = vae.decode(z)
-        mean = vae.mean_images(z) if isinstance(vae, CompiledVAE) else vae.likelihood.mean(output)
-        return [value.numpy() for value in (*vae.encode(x), output, mean)]
+        values = [value.numpy() for value in (*vae.encode(x), output)]
+        if isinstance(vae, CompiledVAE):
+            return [*values, *vae.mean_images(z.numpy())]
+        return [*values, vae.likelihood.mean(output).numpy()]
 
 
 @pytest.mark.parametrize("sizes", [(1, 4, 16, 32), (4, 32), (1,), (3, 7)])
