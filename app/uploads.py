@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence, Set
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 from math import prod
 from typing import Any, Final, Generic, TypeVar
 
@@ -96,10 +96,11 @@ class Upload:
             OSError: a folder of ``files`` cannot be listed.
         """
         todo = (name for name in files if name not in done)
+        first = list(islice(todo, 1))  # of whose size the others are, more or less
         hidden = None if total > MAX_IMAGES else True  # None: where stderr is no terminal
         bar = tqdm(total=total, initial=len(done), unit=" images", disable=hidden)
-        with bar, asyncio.Runner() as runner, pool(total - len(done)) as workers:
-            answers = self._answers(client, todo, describe, workers)
+        with bar, asyncio.Runner() as runner, pool(total - len(done), sum(map(_length, first))) as workers:
+            answers = self._answers(client, chain(first, todo), describe, workers)
             try:
                 while (answer := runner.run(_next(answers))) is not None:
                     bar.update(len(answer.names) + len(answer.skipped))
