@@ -14,6 +14,7 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.engine import Engine
 from app.logs import REQUEST_ID
 from app.problems import internal_error, problem_response
 from app.service import Service, Timing
@@ -30,14 +31,22 @@ Headers = list[tuple[bytes, bytes]]
 
 
 class Context:
-    """What is known of one request besides its bytes; lives in ``scope["vae"]``."""
+    """What is known of one request besides its bytes; lives in ``scope["vae"]``.
 
-    __slots__ = ("request_id", "started", "timing")
+    Attributes:
+        request_id: the caller's, or a new one.
+        started: when, on the monotonic clock.
+        engine: that answers it, once it is chosen; a reload does not change it.
+        timing: of what the device computes for it.
+    """
+
+    __slots__ = ("engine", "request_id", "started", "timing")
 
     def __init__(self, request_id: str) -> None:
         """Start the clock."""
         self.request_id = request_id
         self.started = time.monotonic()
+        self.engine: Engine | None = None
         self.timing: Timing | None = None
 
 
@@ -93,7 +102,8 @@ class _Answer:
         headers += SECURITY
         if given.get(b"content-type", b"").startswith(b"text/html") and b"content-security-policy" not in given:
             headers.append((b"content-security-policy", CSP))
-        if (digest := self.service.digest) and b"x-model-digest" not in given:
+        digest = context.engine.digest if context.engine else self.service.digest
+        if digest and b"x-model-digest" not in given:
             headers.append((b"x-model-digest", digest.encode()))
         if timing := context.timing:
             total = time.monotonic() - context.started

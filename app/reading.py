@@ -20,6 +20,7 @@ from starlette.responses import Response
 
 from app.auth import check_key
 from app.direct import DirectRoute, Handler
+from app.engine import Engine
 from app.errors import ContentTooLarge, DeadlineExceeded, PreconditionFailed, Unprocessable
 from app.payloads import ImageBatch, parse_images
 from app.problems import Departed
@@ -36,8 +37,8 @@ class WorkRoute(DirectRoute):
     """A route that costs something: it asks for a key where keys are configured, and ends with its deadline.
 
     The deadline is ``VAE_DEADLINE_S`` or the caller's ``X-Timeout-Ms``, whichever is shorter. ``If-Model-Match`` is
-    compared as well, since latents mean nothing under other weights. The key comes first: whoever has none learns
-    nothing else.
+    compared as well, since latents mean nothing under other weights; once more when the body has been read, as other
+    weights may have been loaded meanwhile. The key comes first: whoever has none learns nothing else.
     """
 
     def handler(self) -> Handler:
@@ -47,7 +48,8 @@ class WorkRoute(DirectRoute):
         async def timed(request: Request) -> Response:
             check_key(request)
             seconds = deadline(request)
-            check_model(request)
+            if "if-model-match" in request.headers:
+                check_model(request, service_of(request).engine)
             try:
                 async with asyncio.timeout(seconds):
                     return await handle(request)
@@ -85,17 +87,33 @@ def deadline(request: Request) -> float:
     return min(longest, int(sent) / 1000)
 
 
-def check_model(request: Request) -> None:
-    """Compare ``If-Model-Match`` with the digest of the weights in force.
+def check_model(request: Request, engine: Engine) -> None:
+    """Compare ``If-Model-Match`` with the digest of an engine's weights.
 
     Raises:
         PreconditionFailed: they differ.
     """
     wanted = request.headers.get("if-model-match")
-    if wanted is not None and (digest := service_of(request).engine.digest) != wanted.strip().strip('"'):
+    if wanted is not None and engine.digest != wanted.strip().strip('"'):
         raise PreconditionFailed(
-            f"the loaded weights are {digest}, not those that If-Model-Match names; encode again with these weights"
+            f"the loaded weights are {engine.digest}, not those that If-Model-Match names; encode again with these "
+            "weights"
         )
+
+
+def choose_engine(request: Request) -> Engine:
+    """Return the engine in force, which answers the request from now on, whatever is loaded meanwhile.
+
+    Everything that depends on the model comes after this: how long a latent is, what is computed, what the answer's
+    ``X-Model-Digest`` says.
+
+    Raises:
+        PreconditionFailed: ``If-Model-Match`` names other weights.
+        Unavailable: nothing is loaded yet.
+    """
+    engine = request.scope["vae"].engine = service_of(request).engine
+    check_model(request, engine)
+    return engine
 
 
 def check_items(items: int, owner: Service) -> None:
@@ -138,14 +156,18 @@ async def in_reader(request: Request, work: Callable[..., T], *args: Any) -> T:
     return await asyncio.get_running_loop().run_in_executor(readers, work, *args)
 
 
-async def read_body(request: Request) -> bytes:
-    """Return the whole body.
+async def read_body(request: Request) -> tuple[bytes, Engine]:
+    """Return the whole body, and the engine that answers it: the one in force when its last byte is here.
 
     Raises:
         ContentTooLarge: it is longer than ``VAE_MAX_BODY_BYTES``; said at once where the request tells its length.
         Departed: the caller left in the middle of it.
+        PreconditionFailed: as for ``choose_engine``.
+        Unavailable: nothing is loaded yet; said before the body is read.
     """
-    limit = service_of(request).settings.max_body_bytes
+    owner = service_of(request)
+    owner.engine  # noqa: B018 - refuses while nothing is loaded
+    limit = owner.settings.max_body_bytes
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > limit:
         raise _body_too_large(limit)
@@ -158,19 +180,19 @@ async def read_body(request: Request) -> bytes:
             parts.append(part)
     except ClientDisconnect:
         raise Departed("the caller left") from None
-    return b"".join(parts)
+    return b"".join(parts), choose_engine(request)
 
 
 @asynccontextmanager
 async def admitted(request: Request, items: int, rows: int = 0) -> AsyncIterator[Call]:
     """Hold room for ``items`` until the answer is computed; a caller who leaves frees it at once.
 
-    ``rows`` is what the device computes for them, where that is more than one row each.
+    ``rows`` is what the device computes for them, where that is more than one row each. The engine has been chosen.
     """
-    owner = service_of(request)
+    owner, engine = service_of(request), request.scope["vae"].engine
     check_items(items, owner)
     left_s = deadline(request) - (time.monotonic() - request.scope["vae"].started)
-    with owner.admit(items, max(rows, items), left_s) as call:
+    with owner.admit(engine, items, max(rows, items), left_s) as call:
         request.scope["vae"].timing = call.timing
         task = asyncio.current_task()
         assert task is not None
@@ -199,8 +221,7 @@ async def images_of(request: Request, resize: str, draws: int = 1, rows: int = 1
         ContentTooLarge: body, items, pixels, or images times ``draws`` are over a limit.
     """
     owner = service_of(request)
-    owner.engine  # noqa: B018 - refuses while nothing is loaded, before the body is read
-    body = await read_body(request)
+    body, _ = await read_body(request)
     most = owner.settings.max_items
     batch = await offload(request, len(body), lambda: parse_images(body, content_type(request), max_items=most))
     check_draws(batch.count, draws, owner)

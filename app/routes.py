@@ -21,6 +21,7 @@ from app.reading import (
     admitted,
     check_draws,
     check_items,
+    choose_engine,
     content_type,
     decoded,
     images_of,
@@ -70,8 +71,8 @@ async def encode(
 async def decode(request: Request, columns: Columns = None, form: FormatName = None) -> Response:
     """Decode latents to the mean image of p(x|z)."""
     chosen = choose_format(request.headers.get("accept"), form, PICTURES)
-    dim, most = service_of(request).engine.latent_dim, service_of(request).settings.max_items
-    body = await read_body(request)
+    body, engine = await read_body(request)
+    dim, most = engine.latent_dim, service_of(request).settings.max_items
     z = await offload(request, len(body), lambda: read_latents(body, content_type(request), dim, max_items=most))
     async with admitted(request, len(z)) as call:
         images = await service.decode(call, z)
@@ -89,10 +90,10 @@ async def sample(
 ) -> Response:
     """Draw new images from the prior; image i of a seed depends on the seed and i alone."""
     chosen = choose_format(request.headers.get("accept"), form, PICTURES)
-    owner, headers = service_of(request), {"Cache-Control": "no-store"}
-    check_items(n, owner)
+    engine, headers = choose_engine(request), {"Cache-Control": "no-store"}
+    check_items(n, service_of(request))
     if seed is not None:
-        tag = sample_tag(owner.engine, n, seed, temperature, columns, chosen.value)
+        tag = sample_tag(engine, n, seed, temperature, columns, chosen.value)
         headers = {"ETag": tag, "Cache-Control": "public, max-age=31536000, immutable"}
         if matches(request.headers.get("if-none-match"), tag):
             return Response(status_code=304, headers={"Vary": "Accept", "X-Seed": str(seed), **headers})
@@ -140,12 +141,13 @@ async def kl(
     Under a learned prior the KL of an image has no closed form: it is the mean over `samples` draws.
     """
     chosen = choose_format(request.headers.get("accept"), form, FIELDS)
-    body, owner = await read_body(request), service_of(request)
+    owner = service_of(request)
+    body, engine = await read_body(request)
     most = owner.settings.max_items
     question = await offload(request, len(body), lambda: read_kl(body, content_type(request), max_items=most))
     facts: dict[str, object] = {"method": CLOSED_FORM}
     if isinstance(question, ImageBatch):
-        draws = 1 if owner.engine.exact_kl else samples
+        draws = 1 if engine.exact_kl else samples
         check_draws(question.count, draws, owner)
         seed = fresh_seed() if seed is None else seed
         async with decoded(request, question, len(body), resize, rows=question.count * draws) as (call, x):
@@ -167,8 +169,8 @@ async def interpolate(
 ) -> Response:
     """Walk from one latent or image to another and decode what lies between; a PNG has all steps in a row."""
     chosen = choose_format(request.headers.get("accept"), form, PICTURES)
-    dim, body = service_of(request).engine.latent_dim, await read_body(request)
-    asked = await offload(request, len(body), read_interpolation, body, content_type(request), dim)
+    body, engine = await read_body(request)
+    asked = await offload(request, len(body), read_interpolation, body, content_type(request), engine.latent_dim)
     if isinstance(asked.ends, ImageBatch):
         async with decoded(request, asked.ends, len(body), resize, asked.steps) as (call, x):
             tensors = await walks.interpolate(call, asked, x)
@@ -184,8 +186,8 @@ async def interpolate(
 async def traverse(request: Request, columns: Columns = None, form: FormatName = None) -> Response:
     """Leave a latent along single dimensions and decode what is met; a PNG has a row for each dimension."""
     chosen = choose_format(request.headers.get("accept"), form, PICTURES)
-    dim, body = service_of(request).engine.latent_dim, await read_body(request)
-    asked = await offload(request, len(body), read_traversal, body, content_type(request), dim)
+    body, engine = await read_body(request)
+    asked = await offload(request, len(body), read_traversal, body, content_type(request), engine.latent_dim)
     async with admitted(request, asked.items) as call:
         tensors = await walks.traverse(call, asked)
     return await write(chosen, tensors, columns=columns or len(asked.values))
@@ -194,7 +196,7 @@ async def traverse(request: Request, columns: Columns = None, form: FormatName =
 @router.get("/map", response_model=MapOut, responses=openapi.TENSORS_OUT)
 async def latent_map(request: Request, form: FormatName = None) -> Response:
     """Show where held-out images lie in latent space, with its principal axes and the KL of each dimension."""
-    chosen, engine = choose_format(request.headers.get("accept"), form, TENSORS), service_of(request).engine
+    chosen, engine = choose_format(request.headers.get("accept"), form, TENSORS), choose_engine(request)
     tensors, facts = walks.map_of(engine)
     tag = map_tag(engine, tensors | facts, chosen.value)
     headers = {"ETag": tag, "Cache-Control": "no-cache"}

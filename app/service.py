@@ -153,19 +153,19 @@ class Service:
         return self._engine
 
     @contextmanager
-    def admit(self, items: int, rows: int, patience_s: float) -> Iterator[Call]:
+    def admit(self, engine: Engine, items: int, rows: int, patience_s: float) -> Iterator[Call]:
         """Hold room for a request of ``items`` until it is answered.
 
         Args:
+            engine: that answers it: the one in force when its body had been read.
             items: images, latents or samples of the request.
             rows: that the device will compute for it.
             patience_s: seconds that are left to it.
 
         Raises:
             QueueFull: there is no room, or those inside take longer.
-            Unavailable: loading, draining, or the device is lost.
+            Unavailable: draining, or the device is lost.
         """
-        engine = self.engine
         if self._refusing or self._batcher is None:
             self.metrics.rejected("draining")
             raise Unavailable("the server is shutting down; send the request to another one", code="draining")
