@@ -6,7 +6,22 @@ import operator
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from bench.rows import GIVEN, OURS, OURS_FP32, PEERS, Pick, Round, best, bulk, closed, limit, ratio, spread
+from bench.rows import (
+    CREW,
+    CREW_FP32,
+    GIVEN,
+    OURS,
+    OURS_FP32,
+    PEERS,
+    Pick,
+    Round,
+    best,
+    bulk,
+    closed,
+    limit,
+    ratio,
+    spread,
+)
 
 Holds = Callable[[float, float], bool]
 AT_LEAST: Holds = operator.ge
@@ -47,6 +62,12 @@ def _throughput() -> list[Goal]:
             Goal(f"default precision against the best peer, {n} connections", _over(OURS, n, peers), AT_LEAST, 4),
             Goal(f"fp32 against the best peer, {n} connections", _over(OURS_FP32, n, peers), AT_LEAST, 2),
             Goal(f"peers given our path and precision, {n} connections", _over(OURS, n, given), AT_LEAST, 1.5),
+        ]
+        made += [
+            Goal(f"two workers against the best peer, {n} connections", _over(CREW, n, peers), AT_LEAST, 4),
+            Goal(
+                f"two workers in fp32 against the best peer, {n} connections", _over(CREW_FP32, n, peers), AT_LEAST, 2
+            ),
         ]
     one = best(PEERS, _at(1))
     return [*made, Goal("one connection, against the best peer", _over(OURS, 1, one), AT_LEAST, 2.5)]

@@ -14,7 +14,7 @@ from bench.chart import Bar, bars
 from bench.goals import goals
 from bench.machine import line
 from bench.processes import ROOT
-from bench.rows import GIVEN, OURS, OURS_FP32, PEERS, Pick, Round, bulk, closed, limit, spread
+from bench.rows import ALL_OURS, GIVEN, PEERS, Pick, Round, bulk, closed, limit, spread
 
 PAGE, CHART = ROOT / "docs" / "performance.md", ROOT / "docs" / "performance.svg"
 BEGIN, END = "<!-- figures: written by bench.report -->", "<!-- end of figures -->"
@@ -74,9 +74,9 @@ def told(name: str, results: Round) -> str:
 def chart(document: dict[str, Any]) -> str:
     """Return the chart: requests per second at 32 connections."""
     rows = []
-    for name in (OURS, OURS_FP32, *GIVEN, *PEERS):
+    for name in (*ALL_OURS, *GIVEN, *PEERS):
         if found := spread(document["rounds"], closed(name, 32)):
-            kind = "ours" if name in (OURS, OURS_FP32) else "given" if name in GIVEN else "peer"
+            kind = "ours" if name in ALL_OURS else "given" if name in GIVEN else "peer"
             rows.append(Bar(name, *found, kind))
     title = "POST /encode, one PNG a request, 32 connections: requests per second"
     return bars(title, rows, line(document["machine"]))
@@ -96,7 +96,7 @@ def _servers(rounds: Sequence[Round]) -> tuple[tuple[str, ...], list[tuple[str, 
         "start s",
     )
     rows = []
-    for name in (OURS, OURS_FP32, *PEERS, *GIVEN):
+    for name in (*ALL_OURS, *PEERS, *GIVEN):
         counts = [_cell(rounds, closed(name, n)) for n in (1, 8, 32, 128)]
         pair = [_pair(rounds, closed(name, 32, "p50_ms"), closed(name, 32, "p99_ms"))]
         pair.append(_pair(rounds, _open(name, "p50_ms"), _open(name, "p99_ms")))

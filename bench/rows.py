@@ -7,6 +7,8 @@ from statistics import median
 from typing import Any, NamedTuple
 
 OURS, OURS_FP32 = "vae-service", "vae-service fp32"
+CREW, CREW_FP32 = "vae-service, 2 workers", "vae-service fp32, 2 workers"
+ALL_OURS = (OURS, OURS_FP32, CREW, CREW_FP32)
 PEERS = ("naive FastAPI", "LitServe", "BentoML", "MLServer")
 GIVEN = tuple(f"{peer} + our path" for peer in PEERS)
 Round = dict[str, Any]

@@ -1,4 +1,4 @@
-"""The figures of docs/performance.md: ``python -m bench.run`` (or ``make bench``), in a quarter of an hour.
+"""The figures of docs/performance.md: ``python -m bench.run`` (or ``make bench``), in half an hour.
 
 All servers take their turn in every round, each started afresh, so a machine that drifts drifts for all. Server and
 load generator share the machine's cores. Writes bench/results/cpu.json, then table and chart.
@@ -23,6 +23,7 @@ from bench.environments import PEERS, Missing, load_generator, prepare, python
 from bench.machine import line, machine
 from bench.measures import QUICK, Plan
 from bench.processes import ROOT, stop_on_sigterm
+from bench.rows import CREW, CREW_FP32, OURS, OURS_FP32
 
 RESULTS = ROOT / "bench" / "results" / "cpu.json"
 Step = Callable[[], Any]
@@ -30,10 +31,11 @@ Step = Callable[[], Any]
 
 def steps(plan: Plan) -> dict[str, Step]:
     """Return everything that a round measures, by name, in order."""
-    ours, single = own("vae-service"), own("vae-service fp32", "--precision", "fp32")
+    ours, single = own(OURS), own(OURS_FP32, "--precision", "fp32")
+    crews = own(CREW, "--workers", "2"), own(CREW_FP32, "--workers", "2", "--precision", "fp32")
     naive = peers("plain")[0]
     served = {one.name: partial(measures.serve_and_measure, one, plan) for one in (ours, single, *peers("plain"))}
-    given = {one.name: partial(measures.serve_and_measure, one, plan, whole=False) for one in peers("ours")}
+    given = {one.name: partial(measures.serve_and_measure, one, plan, whole=False) for one in (*crews, *peers("ours"))}
     return {
         **served,
         **given,
