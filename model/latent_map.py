@@ -11,7 +11,7 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import numpy as np
@@ -21,11 +21,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as serialize
 from torch import Tensor
 
-from model import checkpoint, data
+from model import checkpoint
 from model.gaussian import kl_diagonal, kl_to_standard_normal
 from model.pixels import to_unit
 from model.scores import posterior
 from model.vae import VAE
+
+if TYPE_CHECKING:
+    from model.data import Dataset
 
 FORMAT = "vae-service-map/1"
 MAX_FILE_BYTES = 2**26
@@ -94,7 +97,7 @@ def map_path(path: Path) -> Path:
     return path.with_name(f"{path.stem}{checkpoint.MAP_SUFFIX}")
 
 
-def write_map(path: Path, dataset: data.Dataset) -> Path:
+def write_map(path: Path, dataset: Dataset) -> Path:
     """Write the map of the checkpoint at ``path`` beside it, from the held-out images of ``dataset``; return where.
 
     Raises:
@@ -205,6 +208,8 @@ def _texts(names: tuple[Any, ...]) -> bool:
 @click.option("--data-dir", type=click.Path(path_type=Path), default=None, help="Folder of idx files.")
 def main(path: Path, name: str | None, data_dir: Path | None) -> None:
     """Write the map of a checkpoint beside it; print where."""
+    from model import data  # with all that downloads need, which a server, that reads maps, has no use for
+
     try:
         loaded = checkpoint.load(path)
         trained_on = str(loaded.notes.training.get("data", "mnist"))
