@@ -17,10 +17,10 @@ from typing import Any, Final, Protocol
 from numpy.typing import NDArray
 
 from app.errors import QueueFull, Unavailable
-from app.lines import Answer, Columns, House, Line, Piece, Work, rows_of
+from app.lines import Answer, Columns, House, Line, Piece, Stay, Work, rows_of
 from app.running import DeviceLost, Op, Outcomes, run_batch
 
-__all__ = ["Answer", "Batcher", "Columns", "DeviceLost", "Monitor", "Op"]
+__all__ = ["Answer", "Batcher", "Columns", "DeviceLost", "Monitor", "Op", "Stay"]
 
 SMALL_CAP_S: Final = 60.0  # how long the batch size that fitted into memory is remembered
 JOIN_S: Final = 5.0  # how long close() waits for a batch that is still running
@@ -111,7 +111,7 @@ class Batcher:
                 await asyncio.to_thread(thread.join, JOIN_S)
 
     @contextmanager
-    def reserve(self, items: int, rows: int | None = None, patience_s: float = math.inf) -> Iterator[None]:
+    def reserve(self, items: int, rows: int | None = None, patience_s: float = math.inf) -> Iterator[Stay]:
         """Hold room for a whole request, from before its images are decoded until its answer.
 
         A request larger than the whole line is let in when nobody else is there.
@@ -132,16 +132,15 @@ class Batcher:
         except QueueFull as error:
             self._monitor.rejected(error.code)
             raise
-        computed = True
+        stay, computed = Stay(rows), False
         try:
-            yield
-        except asyncio.CancelledError:
-            computed = False
-            raise
+            yield stay
+            computed = True
         finally:
+            rows, stay.rows = stay.rows, 0  # a batch that still computes some of them gives nothing back
             self._house.leave(items, rows, computed)
 
-    async def submit(self, op: Op, *columns: NDArray[Any]) -> Answer:
+    async def submit(self, op: Op, *columns: NDArray[Any], stay: Stay | None = None) -> Answer:
         """Return ``op.run`` of the columns, row for row, computed in company.
 
         Cancel the call to leave: rows that are in no batch by then are never computed.
@@ -149,6 +148,7 @@ class Batcher:
         Args:
             op: the operation.
             columns: arrays ``(n, …)`` of one n ≥ 1; of a broadcast view only a batch at a time is copied.
+            stay: what ``reserve`` gave to the request, so that its rows count as soon as they are computed.
 
         Raises:
             Exception: what ``op.run`` raised for these rows, in whatever company.
@@ -158,7 +158,7 @@ class Batcher:
         self._check_open()
         if not columns or len({len(column) for column in columns}) != 1 or not len(columns[0]):
             raise ValueError(f"columns of one length above 0 are needed, got {[c.shape for c in columns]}")
-        work = Work(columns, self._loop.create_future())
+        work = Work(columns, self._loop.create_future(), stay)
         self._open.add(work)
         with self._changed:
             if op not in self._lines:
@@ -203,6 +203,17 @@ class Batcher:
         for work in self._open:
             work.settle(0, 0, Unavailable(_REFUSALS[refusal], code=refusal))
 
+    def _hand_over(self, batch: list[Piece], outcomes: Outcomes, seconds: float) -> None:
+        """Count what was computed, and give it to whoever waits for it; on the event loop."""
+        rows = 0
+        for (work, start, stop), result in outcomes:
+            if work.stay is not None and not isinstance(result, Exception):
+                part = min(stop - start, work.stay.rows)
+                work.stay.rows -= part
+                rows += part
+        self._house.leave(0, rows)
+        _deliver(batch, outcomes, seconds)
+
     def _die(self, error: BaseException) -> None:
         if self.alive:
             self._end("device_lost")
@@ -240,7 +251,7 @@ class Batcher:
         seconds = time.monotonic() - started
         self._monitor.batch(op.name, rows_of(batch))
         self._monitor.device(op.name, seconds)
-        self._on_loop(_deliver, batch, outcomes, seconds)
+        self._on_loop(self._hand_over, batch, outcomes, seconds)
         return True
 
     def _cut(self) -> tuple[Op, list[Piece]] | None:
@@ -263,7 +274,7 @@ class Batcher:
 
 
 def _deliver(batch: list[Piece], outcomes: Outcomes, seconds: float) -> None:
-    """Hand every submission its rows or its error; on the event loop."""
+    """Hand every submission its rows or its error."""
     for piece in batch:
         piece.work.device_s += seconds
     for (work, start, stop), result in outcomes:

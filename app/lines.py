@@ -36,14 +36,21 @@ class Answer:
     device_s: float
 
 
+@dataclass(slots=True)
+class Stay:
+    """One request inside the house, and how many of its rows are not yet computed."""
+
+    rows: int
+
+
 class Work:
     """One submission on its way through one batch or several."""
 
-    __slots__ = ("columns", "cut", "device_s", "future", "missing", "out", "queue_s", "queued_at", "rows")
+    __slots__ = ("columns", "cut", "device_s", "future", "missing", "out", "queue_s", "queued_at", "rows", "stay")
 
-    def __init__(self, columns: Columns, future: asyncio.Future[Answer]) -> None:
-        """Start waiting; columns are arrays ``(rows, …)``."""
-        self.columns, self.future = columns, future
+    def __init__(self, columns: Columns, future: asyncio.Future[Answer], stay: Stay | None = None) -> None:
+        """Start waiting; columns are arrays ``(rows, …)``, ``stay`` is that of the request."""
+        self.columns, self.future, self.stay = columns, future, stay
         self.rows = self.missing = len(columns[0])  # missing: rows without an answer
         self.cut = 0  # rows that went into a batch
         self.out: Columns | None = None
@@ -189,7 +196,7 @@ class House:
         self.rows += rows
 
     def leave(self, items: int, rows: int, computed: bool = True) -> None:
-        """Let a request out, whatever became of it."""
+        """Let a request out, whatever became of it; or, with no items, rows of it as they are computed."""
         self._measure()
         self._answered += rows if computed and self.rows >= self._backlog else 0
         self.items -= items

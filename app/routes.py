@@ -147,10 +147,10 @@ async def kl(
     question = await offload(request, len(body), lambda: read_kl(body, content_type(request), max_items=most))
     facts: dict[str, object] = {"method": CLOSED_FORM}
     if isinstance(question, ImageBatch):
-        draws = 1 if engine.exact_kl else samples
-        check_draws(question.count, draws, owner)
+        draws = 0 if engine.exact_kl else samples
+        check_draws(question.count, max(1, draws), owner)
         seed = fresh_seed() if seed is None else seed
-        async with decoded(request, question, len(body), resize, rows=question.count * draws) as (call, x):
+        async with decoded(request, question, len(body), resize, rows=question.count * (1 + draws)) as (call, x):
             found = await service.posterior_kl(call, x, samples, seed)
         if "standard_error" in found:
             facts = {"method": MONTE_CARLO, "samples": samples, "seed": seed}

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app import loading
-from app.batching import Batcher, Columns, Op
+from app.batching import Batcher, Columns, Op, Stay
 from app.engine import Engine
 from app.errors import Unavailable
 from app.metrics import Metrics
@@ -50,11 +50,12 @@ class Call:
     engine: Engine
     batcher: Batcher
     metrics: Metrics
+    stay: Stay
     timing: Timing = field(default_factory=Timing)
 
     async def run(self, op: Op, *columns: Array) -> Columns:
         """Return the rows of ``op``, computed in company with other requests."""
-        answer = await self.batcher.submit(op, *columns)
+        answer = await self.batcher.submit(op, *columns, stay=self.stay)
         self.timing.queue_s += answer.queue_s
         self.timing.device_s += answer.device_s
         return answer.rows
@@ -169,8 +170,8 @@ class Service:
         if self._refusing or self._batcher is None:
             self.metrics.rejected("draining")
             raise Unavailable("the server is shutting down; send the request to another one", code="draining")
-        with self._batcher.reserve(items, rows, patience_s):
-            yield Call(engine, self._batcher, self.metrics)
+        with self._batcher.reserve(items, rows, patience_s) as stay:
+            yield Call(engine, self._batcher, self.metrics, stay)
 
     def _use(self, engine: Engine) -> None:
         self._engine = engine
