@@ -140,6 +140,12 @@ class Batcher:
             rows, stay.rows = stay.rows, 0  # a batch that still computes some of them gives nothing back
             self._house.leave(items, rows, computed)
 
+    def full(self, why: str) -> QueueFull:
+        """Return, and count, the refusal of a request that lacks room elsewhere; it says when to come back."""
+        error = self._house.full(why)
+        self._monitor.rejected(error.code)
+        return error
+
     async def submit(self, op: Op, *columns: NDArray[Any], stay: Stay | None = None) -> Answer:
         """Return ``op.run`` of the columns, row for row, computed in company.
 

@@ -183,12 +183,12 @@ class House:
         """
         self._measure()
         if self.items and self.items + items > self._max_items:
-            raise self._full(
+            raise self.full(
                 f"{self.items} items are waiting or being computed and this request has {items}; at most "
                 f"{self._max_items} are let in (VAE_MAX_QUEUE_ITEMS)"
             )
         if self.items and self._known_s > KNOWN_S and self._wait_s(self.rows + rows) > SURE * patience_s:
-            raise self._full(
+            raise self.full(
                 f"{self.rows} rows are waiting or being computed and this request has {rows}; its time, "
                 f"{patience_s:.1f} s (VAE_DEADLINE_S or X-Timeout-Ms), might be over before they all are"
             )
@@ -216,7 +216,8 @@ class House:
         """Return the seconds that so many rows will take."""
         return rows * self._busy_s / max(self._answered, 1e-9)
 
-    def _full(self, why: str) -> QueueFull:
+    def full(self, why: str) -> QueueFull:
+        """Return the refusal of a request, which says ``why`` and how long those inside will take."""
         wait_s = min(self._wait_s(self.rows), MAX_RETRY_S)
         return QueueFull(
             f"{why}; try again in {wait_s:.1f} s",

@@ -36,16 +36,18 @@ class Context:
     Attributes:
         request_id: the caller's, or a new one.
         started: when, on the monotonic clock.
+        body_bytes: that it has sent and that are held for it.
         engine: that answers it, once it is chosen; a reload does not change it.
         timing: of what the device computes for it.
     """
 
-    __slots__ = ("engine", "request_id", "started", "timing")
+    __slots__ = ("body_bytes", "engine", "request_id", "started", "timing")
 
     def __init__(self, request_id: str) -> None:
         """Start the clock."""
         self.request_id = request_id
         self.started = time.monotonic()
+        self.body_bytes = 0
         self.engine: Engine | None = None
         self.timing: Timing | None = None
 

@@ -21,7 +21,7 @@ from starlette.responses import Response
 from app.auth import check_key
 from app.direct import DirectRoute, Handler
 from app.engine import Engine
-from app.errors import ContentTooLarge, DeadlineExceeded, PreconditionFailed, Unprocessable
+from app.errors import ContentTooLarge, DeadlineExceeded, PreconditionFailed, QueueFull, Unprocessable
 from app.payloads import ImageBatch, parse_images
 from app.problems import Departed
 from app.service import Call, Service
@@ -57,6 +57,8 @@ class WorkRoute(DirectRoute):
                 raise DeadlineExceeded(
                     f"no answer within {seconds:g} s (VAE_DEADLINE_S or X-Timeout-Ms); send less, or allow more time"
                 ) from None
+            finally:
+                service_of(request).body_bytes -= request.scope["vae"].body_bytes
 
         return timed
 
@@ -163,20 +165,26 @@ async def read_body(request: Request) -> tuple[bytes, Engine]:
         ContentTooLarge: it is longer than ``VAE_MAX_BODY_BYTES``; said at once where the request tells its length.
         Departed: the caller left in the middle of it.
         PreconditionFailed: as for ``choose_engine``.
+        QueueFull: all bodies together are longer than ``VAE_MAX_BODIES_BYTES``; bytes count as they arrive, so that
+            nobody takes room by announcing a body and not sending it.
         Unavailable: nothing is loaded yet; said before the body is read.
     """
-    owner = service_of(request)
+    owner, context = service_of(request), request.scope["vae"]
     owner.engine  # noqa: B018 - refuses while nothing is loaded
     limit = owner.settings.max_body_bytes
     declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared) > limit:
-        raise _body_too_large(limit)
-    parts, size = [], 0
+    if declared.isdecimal():
+        if int(declared) > limit:
+            raise _body_too_large(limit)
+        _check_room(owner, int(declared))
+    parts: list[bytes] = []
     try:
         async for part in request.stream():
-            size += len(part)
-            if size > limit:
+            context.body_bytes += len(part)
+            owner.body_bytes += len(part)
+            if context.body_bytes > limit:
                 raise _body_too_large(limit)
+            _check_room(owner)
             parts.append(part)
     except ClientDisconnect:
         raise Departed("the caller left") from None
@@ -254,6 +262,15 @@ async def decoded(
 def _body_too_large(limit: int) -> ContentTooLarge:
     text = f"the body is longer than {limit} bytes (VAE_MAX_BODY_BYTES); send fewer items in one request"
     return ContentTooLarge(text, headers={"Connection": "close"})
+
+
+def _check_room(owner: Service, more: int = 0) -> None:
+    """Refuse a body for which there is no room; the rest of it is not read."""
+    try:
+        owner.check_body_bytes(more)
+    except QueueFull as error:
+        error.headers["Connection"] = "close"
+        raise
 
 
 async def _cancel_on_departure(request: Request, task: asyncio.Task[Any]) -> None:

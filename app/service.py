@@ -67,6 +67,7 @@ class Service:
     Attributes:
         exit_status: set when the process has to end, with what status.
         readers: threads that read large bodies: few, as an image at the pixel limit takes hundreds of megabytes.
+        body_bytes: of all bodies that are being received or worked on; the routes keep the count.
     """
 
     def __init__(self, settings: Settings, metrics: Metrics, max_queue_items: int | None = None) -> None:
@@ -75,6 +76,9 @@ class Service:
         self._max_queue_items = max_queue_items or settings.max_queue_items
         self.exit_status: int | None = None
         self.readers = ThreadPoolExecutor(READERS, "reader")
+        self.body_bytes = 0
+        share = -(-settings.max_bodies_bytes // settings.workers)  # rounded up
+        self._max_body_bytes = max(share, settings.max_body_bytes)
         self._engine: Engine | None = None
         self._batcher: Batcher | None = None
         self._draining = self._refusing = self._reloading = False
@@ -152,6 +156,18 @@ class Service:
         if self._engine is None:
             raise Unavailable("the model is still being loaded; try again in a moment", code="loading")
         return self._engine
+
+    def check_body_bytes(self, more: int = 0) -> None:
+        """Bound the bytes of all bodies together.
+
+        Raises:
+            QueueFull: with ``more`` of them they would be too many.
+        """
+        if (held := self.body_bytes + more) > (most := self._max_body_bytes) and self._batcher is not None:
+            raise self._batcher.full(
+                f"with this request's body, all that are being received or worked on would hold {held:,} bytes; at "
+                f"most {most:,} are held (VAE_MAX_BODIES_BYTES)"
+            )
 
     @contextmanager
     def admit(self, engine: Engine, items: int, rows: int, patience_s: float) -> Iterator[Call]:

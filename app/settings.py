@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, ValidationInfo
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 PREFIX: Final = "VAE_"
@@ -63,6 +63,12 @@ def _origins(value: str) -> str:
     return value
 
 
+def _one_fits(value: int, info: ValidationInfo) -> int:
+    if value < info.data.get("max_body_bytes", 0):
+        raise ValueError("less than one body")
+    return value
+
+
 class Settings(BaseSettings):
     """All settings; frozen, so that they can be handed around freely.
 
@@ -94,6 +100,13 @@ class Settings(BaseSettings):
     max_queue_items: int = _whole(4096, 1, 1_000_000, "Items that may wait; more are refused with 429.")
     max_items: int = _whole(1024, 1, 65_536, "Items (images, latents, samples) in one request.")
     max_body_bytes: int = _whole(33_554_432, 1024, 2**31 - 1, "Longest request body, in bytes.")
+    max_bodies_bytes: Annotated[int, AfterValidator(_one_fits)] = Field(
+        536_870_912,
+        ge=1024,
+        le=2**40,
+        description="Most bytes of all request bodies that are being received or worked on; more are refused with 429.",
+        json_schema_extra={"expected": "a whole number from VAE_MAX_BODY_BYTES to 1099511627776"},
+    )
     max_pixels: int = _whole(25_000_000, 1, 10**9, "Most pixels (width x height) of one image file.")
     max_connections: int = _whole(4096, 1, 1_000_000, "Connections that may be open at the same time.")
     deadline_s: float = _seconds(30.0, 0.001, 86_400, "Longest time for one request, in seconds.")

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from batching_fakes import Held, play, serving
+from batching_fakes import SAFETY_S, Held, play, serving
 
 from app import lines
 from app.batching import Op
@@ -76,7 +76,7 @@ def test_a_request_that_leaves_in_the_middle_of_a_batch_gives_its_rows_back_once
                     await batcher.submit(held.op, np.arange(20.0), stay=stay)
 
             task = asyncio.create_task(request())
-            await asyncio.to_thread(held.running.wait)
+            await asyncio.to_thread(held.running.wait, SAFETY_S)
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
             assert batcher._house.rows == 0

@@ -88,6 +88,8 @@ def test_all_problems_are_reported_at_once_one_line_each() -> None:
         ("VAE_MAX_QUEUE_ITEMS", "0"),
         ("VAE_MAX_ITEMS", "1e3"),
         ("VAE_MAX_BODY_BYTES", "32MB"),
+        ("VAE_MAX_BODIES_BYTES", "1000"),
+        ("VAE_MAX_BODIES_BYTES", "33554431"),  # less than the longest body
         ("VAE_MAX_PIXELS", "0"),
         ("VAE_MAX_CONNECTIONS", "0"),
         ("VAE_STREAMS", "-1"),
