@@ -1,19 +1,24 @@
 """What one connection may cost: uvicorn's HTTP protocol, with limits where uvicorn has none.
 
-Caps the header block, the time in which a request must arrive, the chunks of a body, the connections, and the
-answers that nobody reads. Its refusals come before there is a request, so they are written here; the codes are
-``malformed_http``, ``headers_too_large``, ``too_slow`` and ``too_many_connections``. Knows no route and no setting.
+Caps the header block, the time in which a request must arrive, the chunks of a body, the requests that wait for an
+earlier one's answer, the connections, and the answers that nobody reads; refuses with ``malformed_http``,
+``headers_too_large``, ``too_slow`` and ``too_many_connections``. Knows no route and no setting.
 """
 
 import asyncio
-import json
-import uuid
+from collections.abc import Sized
 from dataclasses import dataclass
 from typing import Any, Final
 
 from uvicorn.config import Config
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.flow_control import FlowControl
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, httptools  # type: ignore[attr-defined] # its own
 from uvicorn.server import ServerState
+
+from app.problems import plain_answer
+
+STEP: Final = 1024  # bytes, besides a declared body, that are parsed before the next look whether requests wait
+NOTHING: Final = memoryview(b"")  # an empty part of a message would keep all of it in memory
 
 
 @dataclass(frozen=True)
@@ -56,8 +61,7 @@ class State(ServerState):
         return None
 
 
-# code -> (status, title, detail)
-REFUSALS: Final = {
+REFUSALS: Final = {  # code -> (status, title, detail)
     "malformed_http": (400, "Bad Request", "this is not a valid HTTP/1.1 request with one Host header"),
     "too_slow": (408, "Request Timeout", "the request did not arrive in time"),
     "headers_too_large": (431, "Request Header Fields Too Large", "the header fields are too long"),
@@ -67,6 +71,17 @@ REFUSALS: Final = {
 
 class Refused(Exception):
     """Raised inside the parser's callbacks to end the connection."""
+
+
+class Flow(FlowControl):
+    """Lets nothing more be read while requests wait for an earlier one's answer, whoever asks for it."""
+
+    waiting: Sized = ()
+
+    def resume_reading(self) -> None:
+        """Read on, unless requests wait."""
+        if not self.waiting:
+            super().resume_reading()
 
 
 class Guard(HttpToolsProtocol):
@@ -90,12 +105,16 @@ class Guard(HttpToolsProtocol):
         self._reading = self._in_body = False  # inside a request; inside its body
         self._moved = False  # the parser made something of the latest bytes
         self._pile = 0  # bytes that it made nothing of
+        self._unparsed = NOTHING  # what came behind requests that wait for an earlier one's answer
         self._size = self._chunks = 0  # of this request's path and header fields; of its body
+        self._left = 0  # bytes of its declared body that are still to come
         self._code = "malformed_http"  # of the refusal, if the parser stops
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start the clock, or refuse one connection too many."""
         super().connection_made(transport)
+        self.flow = flow = Flow(transport)
+        flow.waiting = self.pipeline
         if len(self.connections) > self._limits.connections:
             self._refuse("too_many_connections")
         else:
@@ -108,21 +127,23 @@ class Guard(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Parse, and refuse what piles up in the parser without becoming a request."""
-        if self.transport.is_closing():
-            return
-        self._moved = False
-        super().data_received(data)
-        self._pile = 0 if self._moved else self._pile + len(data)
-        if self._pile > self._limits.header_bytes:
-            self._refuse("headers_too_large")
-        elif self._timer is None and (self._reading or self._is_idle()):
-            self._start_clock()
+        """Parse what has come, as far as it may be parsed now."""
+        if not self.transport.is_closing():
+            self._unset_keepalive_if_required()
+            self._unparsed = memoryview(bytes(self._unparsed) + data if self._unparsed else data)
+            self._read_on()
+
+    def on_response_complete(self) -> None:
+        """Turn to what waited for this answer."""
+        super().on_response_complete()
+        if not self.pipeline and not self.transport.is_closing():
+            self.flow.resume_reading()
+            self._read_on()
 
     def on_message_begin(self) -> None:
         """Begin a request."""
         self._moved = self._reading = True
-        self._size = self._chunks = 0
+        self._size = self._chunks = self._left = 0
         super().on_message_begin()
 
     def on_url(self, url: bytes) -> None:
@@ -137,11 +158,14 @@ class Guard(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """Check what only the whole header block shows, before the application sees it."""
+        if self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT":
+            return  # the same comes again without that wish
         hosts = sum(name == b"host" for name, _ in self.headers)
         if hosts != 1 and (hosts or self.parser.get_http_version() == "1.1"):  # RFC 9112, section 3.2
             self._stop_parser("malformed_http")
         super().on_headers_complete()
         self._moved = self._in_body = True
+        self._left = sum(int(value) for name, value in self.headers if name == b"content-length")
         if self.server_state.draining:
             self.cycle.keep_alive = False
 
@@ -154,10 +178,13 @@ class Guard(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         """Take a part of the body."""
         self._moved = True
+        self._left -= len(body)
         super().on_body(body)
 
     def on_message_complete(self) -> None:
         """End a request: it arrived in time."""
+        if self.parser.should_upgrade():
+            return
         self._reading = self._in_body = False
         self._stop_clock()
         super().on_message_complete()
@@ -184,12 +211,34 @@ class Guard(HttpToolsProtocol):
         """Bytes of answers that the other side has not taken."""
         return self.transport.get_write_buffer_size()
 
-    def send_400_response(self, msg: str) -> None:
-        """Refuse what the parser refused."""
-        self._refuse(self._code)
+    def _read_on(self) -> None:
+        """Parse until a request waits for an earlier one's answer; refuse what piles up without becoming a request."""
+        while self._unparsed and not self.pipeline and not self.transport.is_closing():
+            step, self._moved = max(STEP, self._left), False
+            part, self._unparsed = self._unparsed[:step], self._unparsed[step:] or NOTHING
+            try:
+                self._parse(part)
+            except httptools.HttpParserError:
+                self._refuse(self._code)
+                return
+            self._pile = 0 if self._moved else self._pile + len(part)
+            if self._pile > self._limits.header_bytes:
+                self._refuse("headers_too_large")
+            elif self._timer is None and (self._reading or self._is_idle()):
+                self._start_clock()
 
-    def _unsupported_upgrade_warning(self) -> None:
-        """Say nothing: who asks for another protocol is answered in this one."""
+    def _parse(self, data: memoryview) -> None:
+        """Parse; who asks for another protocol is answered in this one (RFC 9110, section 7.8)."""
+        while data:
+            try:
+                self.parser.feed_data(data)
+                return
+            except httptools.HttpParserUpgrade as upgrade:
+                data = data[upgrade.args[0] :]
+            # the parser has left off at the end of the header block: it gets the same block again, without the wish
+            start = b"%s %s HTTP/%s" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())
+            fields = [b"%s: %s" % field for field in self.headers if field[0] != b"upgrade"]
+            self.parser.feed_data(b"\r\n".join([start, *fields, b"\r\n"]))
 
     def _grow(self, size: int) -> None:
         self._size += size
@@ -242,25 +291,10 @@ class Guard(HttpToolsProtocol):
         """End the connection, with an answer where the other side is waiting for this one."""
         waits = not self.cycle.response_started if self._in_body else self._is_idle()
         if waits and not self.pipeline and not self.transport.get_write_buffer_size():
-            self.transport.write(_answer(code, self.server_state.digest()))
+            self.transport.write(plain_answer(code, *REFUSALS[code], self.server_state.digest()))
             self.transport.close()
         else:
             self.transport.abort()
         if self._in_body:  # the application reads that the caller is gone, and nothing it sends gets out
             self.cycle.disconnected = True
             self.cycle.message_event.set()
-
-
-def _answer(code: str, digest: str | None) -> bytes:
-    """Return a whole HTTP answer with an RFC 9457 body."""
-    (status, title, detail), request_id = REFUSALS[code], uuid.uuid4().hex
-    problem = {"type": "about:blank", "title": title, "status": status, "code": code}
-    body = json.dumps(problem | {"detail": detail, "error": detail, "request_id": request_id}).encode()
-    more = "retry-after: 1\r\n" if status == 503 else ""
-    more += f"x-model-digest: {digest}\r\n" if digest else ""
-    head = (
-        f"HTTP/1.1 {status} {title}\r\ncontent-type: application/problem+json\r\n"
-        f"content-length: {len(body)}\r\ncache-control: no-store\r\nx-request-id: {request_id}\r\n"
-        f"{more}connection: close\r\n\r\n"
-    )
-    return head.encode() + body

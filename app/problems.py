@@ -1,11 +1,13 @@
 """Every failure becomes one kind of answer: ``application/problem+json`` (RFC 9457).
 
-The framework's own error bodies never leave the service: they echo the input and have other shapes.
+The framework's own error bodies never leave the service: they echo the input and have other shapes. What is answered
+outside of the application, before there is a request or after its time, is put together here too.
 """
 
 from __future__ import annotations
 
 import logging
+import uuid
 
 import orjson
 from fastapi import FastAPI, Request
@@ -36,6 +38,35 @@ def problem_response(error: ServiceError, request_id: str) -> Response:
     headers = {"Cache-Control": "no-store"} | error.headers
     body = orjson.dumps(error.to_problem(request_id))
     return Response(body, error.status, headers, media_type="application/problem+json")
+
+
+def outer_answer(
+    problem: dict[str, object], request_id: str, digest: str | None
+) -> tuple[list[tuple[bytes, bytes]], bytes]:
+    """Return headers and body of an error that is answered outside of the application, which else adds headers."""
+    body = orjson.dumps(problem)
+    headers = [
+        (b"content-type", b"application/problem+json"),
+        (b"content-length", b"%d" % len(body)),
+        (b"cache-control", b"no-store"),
+        (b"x-content-type-options", b"nosniff"),
+        (b"x-request-id", request_id.encode()),
+    ]
+    if problem["status"] == 503:
+        headers.append((b"retry-after", b"1"))
+    if digest:
+        headers.append((b"x-model-digest", digest.encode()))
+    return headers, body
+
+
+def plain_answer(code: str, status: int, title: str, detail: str, digest: str | None) -> bytes:
+    """Return an error as the bytes of a whole HTTP answer, which ends its connection."""
+    request_id = uuid.uuid4().hex
+    problem: dict[str, object] = {"type": "about:blank", "title": title, "status": status, "code": code}
+    problem |= {"detail": detail, "error": detail, "request_id": request_id}
+    headers, body = outer_answer(problem, request_id, digest)
+    fields = [b"%s: %s" % field for field in [*headers, (b"connection", b"close")]]
+    return b"\r\n".join([b"HTTP/1.1 %d %s" % (status, title.encode()), *fields, b"", body])
 
 
 def install(app: FastAPI) -> None:

@@ -115,6 +115,7 @@ def refusal(data):
     problem = json.loads(body)
     assert b"application/problem+json" in head
     assert b"connection: close" in head
+    assert b"x-content-type-options: nosniff" in head
     assert f"x-request-id: {problem['request_id']}".encode() in head
     assert problem["detail"] == problem["error"]
     assert int(head.split()[1]) == problem["status"]

@@ -173,11 +173,116 @@ def test_a_request_of_http_1_0_needs_no_host():
     play(scenario)
 
 
-def test_who_asks_for_another_protocol_is_answered_in_this_one():
+WISH = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n"
+SMUGGLED = b"GET /smuggled HTTP/1.1\r\nHost: x\r\n\r\n"
+BODIES = {
+    "none": (b"\r\n", b""),
+    "a length": (b"Content-Length: %d\r\n\r\n%s" % (len(SMUGGLED), SMUGGLED), SMUGGLED),
+    "chunks": (b"Transfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n0\r\n\r\n" % (len(SMUGGLED), SMUGGLED), SMUGGLED),
+}
+
+
+@pytest.mark.parametrize("name", BODIES)
+@pytest.mark.parametrize("size", [1, 50, 180, 10_000])
+def test_who_asks_for_another_protocol_is_answered_in_this_one_and_nothing_is_lost(name, size):
+    rest, body = BODIES[name]
+    data = (POST + WISH + rest) * 3 + GET
+
     async def scenario():
-        async with guarded() as (_, _, connect):
+        async with guarded() as (app, _, connect):
             client = await connect()
-            await client.send(GET[:-2] + b"Connection: upgrade\r\nUpgrade: websocket\r\n\r\n")
-            assert (await client.answer())[0] == 200
+            for i in range(0, len(data), size):
+                await client.send(data[i : i + size])
+                await asyncio.sleep(0)
+            for path in [b"/echo"] * 3 + [b"/small"]:
+                assert await client.answer() == (200, {"content-length": str(len(path))}, path)
+            assert app.bodies == [body] * 3 + [b""]
+
+    play(scenario)
+
+
+@pytest.mark.parametrize("after_head", [0.0, 0.05])
+def test_a_body_after_the_head_of_who_asks_for_another_protocol_is_no_request(after_head):
+    async def scenario():
+        async with guarded() as (app, _, connect):
+            client = await connect()
+            await client.send(POST + WISH + b"Content-Length: %d\r\n\r\n" % len(SMUGGLED))
+            await asyncio.sleep(after_head)
+            await client.send(SMUGGLED)
+            assert (await client.answer())[2] == b"/echo"
+            assert app.bodies == [SMUGGLED]
+
+    play(scenario)
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        b"CONNECT x:80 HTTP/1.1\r\nHost: x\r\n\r\n",
+        POST + WISH + b"Host: y\r\n\r\n",
+        POST + WISH + b"Transfer-Encoding: xchunked\r\n\r\n0\r\n\r\n",
+        POST + WISH + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n",
+    ],
+    ids=["a tunnel", "two hosts", "an unknown coding", "a broken chunk"],
+)
+def test_to_ask_for_another_protocol_is_no_way_around_the_checks(request_):
+    async def scenario():
+        async with guarded() as (app, _, connect):
+            client = await connect()
+            await client.send(request_ + SMUGGLED)
+            assert refusal(await client.rest()) == (400, "malformed_http")
+            assert app.bodies == []
+
+    play(scenario)
+
+
+def test_requests_sent_all_at_once_are_answered_whole_and_in_order():
+    async def scenario():
+        async with guarded() as (app, _, connect):
+            client = await connect()
+            asked = [(b"/%d" % i, b"x" * (i * i)) for i in range(60)]
+            await client.send(
+                b"".join(
+                    b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" % (path, len(body), body)
+                    for path, body in asked
+                )
+            )
+            for path, _ in asked:
+                assert await client.answer() == (200, {"content-length": str(len(path))}, path)
+            assert app.bodies == [body for _, body in asked]
+
+    play(scenario)
+
+
+def test_however_many_requests_are_sent_at_once_few_are_held():
+    async def scenario():
+        async with guarded() as (_, state, connect):
+            client = await connect()
+            flood = asyncio.create_task(client.flood(GET * 1000, 200))
+            waiting = unparsed = 0
+            for _ in range(2000):
+                assert (await client.answer())[0] == 200
+                (guard,) = state.connections
+                waiting, unparsed = max(waiting, len(guard.pipeline)), max(unparsed, len(guard._unparsed))
+            flood.cancel()
+            assert waiting <= 40
+            assert unparsed <= 1_000_000
+
+    play(scenario)
+
+
+def test_after_a_pile_of_requests_a_body_is_still_read_and_half_a_request_still_cut():
+    async def scenario():
+        async with guarded() as (app, _, connect):
+            client = await connect()
+            await client.send(GET * 200 + POST + b"Content-Length: 300000\r\n\r\n")
+            await client.send(b"x" * 300_000)
+            for _ in range(201):
+                assert (await client.answer())[0] == 200
+            assert app.bodies[-1] == b"x" * 300_000
+            await client.send(GET * 200 + b"GET /half")
+            for _ in range(200):
+                assert (await client.answer())[0] == 200
+            assert refusal(await client.rest()) == (408, "too_slow")
 
     play(scenario)

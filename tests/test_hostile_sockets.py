@@ -11,12 +11,15 @@ from pathlib import Path
 import pytest
 from crowds import Pictures, Record, assert_unharmed, memory_of
 from load_client import Outcome, Pool, closed_loop
+from procfs import family, forget_peak, peak
 from service_process import Server
 
 RECEIVE_S = 10  # seconds in which a request must arrive
 CUT_S = 3 * RECEIVE_S  # by which everybody is cut, on a machine that has other things to do
 EACH = 100  # connections of each slow kind
 MAX_GROWTH = 4_000_000
+MAX_PEAK = 100_000_000  # bytes more than before, at the worst moment of an attack
+ASKING_S = 5  # for which requests are sent without waiting for an answer
 POST = b"POST /encode HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
 CHUNKED = POST + b"Transfer-Encoding: chunked\r\n\r\n"
 Attack = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -35,6 +38,16 @@ def says(data: bytes, more: bytes = b"", times: int = 0, pause_s: float = 0.0) -
     return attack
 
 
+async def asks_without_waiting(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Send requests as fast as they are taken, then leave: each of them is answered, so nobody else ends this."""
+    end = time.monotonic() + ASKING_S
+    while time.monotonic() < end:
+        writer.write(b"GET /livez HTTP/1.1\r\nHost:a\r\n\r\n" * 10_000)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(writer.drain(), ASKING_S)
+    writer.transport.abort()
+
+
 SLOW = {
     "idle": says(b""),
     "half a header": says(b"POST /encode HTTP/1.1\r\nHost: x\r\nX-A: "),
@@ -50,6 +63,7 @@ ENDLESS = {
     "a million chunks of one byte": says(CHUNKED, b"1\r\nx\r\n" * 1000, 1000),
     "a chunk extension of 10 MB": says(CHUNKED + b"1;a=", b"a" * 100_000, 100),
     "empty lines without an end": says(b"", b"\r\n" * 50_000, 100),
+    "requests without an end": asks_without_waiting,
 }
 AMBIGUOUS = {
     "two hosts": b"GET /livez HTTP/1.1\r\nHost: x\r\nHost: y\r\n\r\n",
@@ -140,9 +154,13 @@ def test_what_could_be_read_in_two_ways_is_read_in_none(server: Server, name: st
 
 @pytest.mark.parametrize("name", ENDLESS)
 def test_what_has_no_end_is_cut_and_good_clients_do_not_notice(server: Server, pictures: Pictures, name: str) -> None:
+    processes = family(server.pid)
+    forget_peak(*processes)
+    before = peak(*processes)
     with good_clients(server, pictures) as outcomes:
         asyncio.run(endure(server.port, ENDLESS[name]))
     assert_all_good(outcomes)
+    assert peak(*processes) - before < MAX_PEAK
     assert_unharmed(server, pictures)
 
 
