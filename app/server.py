@@ -6,7 +6,6 @@ application no more than a lifespan and ``app.state.service``; it knows no route
 
 import asyncio
 import gc
-import json
 import logging
 import math
 import os
@@ -14,6 +13,7 @@ import resource
 import signal
 import socket
 import threading
+import uuid
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -26,6 +26,7 @@ from app import logs
 from app.errors import Unavailable
 from app.guard import Guard, Limits, State
 from app.listening import BACKLOG, EXIT_NO_PORT, listen, url
+from app.problems import outer_answer
 from app.settings import Settings, SettingsError
 from app.workers import Crew
 
@@ -78,7 +79,7 @@ def serve(
     stop_logging = logs.configure(settings.log_level, settings.log_format)
     try:
         if crew is None or crew.index == 0:
-            _warn_if_open(settings)
+            _warn_if_open(settings, listener)
         server = Server(app, settings, limits or _limits(settings, crew), crew)
         with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
             return runner.run(server.live(listener))
@@ -101,7 +102,7 @@ class Server(uvicorn.Server):
     def __init__(self, app: App, settings: Settings, limits: Limits, crew: Crew | None = None) -> None:
         """Prepare; nothing runs before ``live``."""
         config = uvicorn.Config(
-            _refused_when_cut(app),
+            _refused_when_cut(app, self._digest),
             interface="asgi3",
             lifespan="off",  # run by ``live``, where its errors can be told apart
             http=partial(Guard, limits),  # type: ignore[arg-type]  # it is only ever called
@@ -117,7 +118,7 @@ class Server(uvicorn.Server):
         self.server_state = State()
         self._app, self._settings, self._crew = app, settings, crew
         self._service: Drainable = app.state.service
-        self.server_state.digest = lambda: self._service.digest  # type: ignore[method-assign]
+        self.server_state.digest = self._digest  # type: ignore[method-assign]
         self._opened = asyncio.Event()  # the crew is complete, or it is over
         self._draining: asyncio.Task[None] | None = None
         self._reloads: set[asyncio.Task[None]] = set()
@@ -209,6 +210,9 @@ class Server(uvicorn.Server):
         self.should_exit = True
         self._opened.set()
 
+    def _digest(self) -> str | None:
+        return getattr(self._service, "digest", None)
+
     def _reload(self) -> None:
         if self.started and self._draining is None:
             task = asyncio.get_running_loop().create_task(self._service.reload())
@@ -222,7 +226,7 @@ class Server(uvicorn.Server):
         _keep_what_is_loaded()
 
 
-def _refused_when_cut(app: App) -> App:
+def _refused_when_cut(app: App, digest: Callable[[], str | None]) -> App:
     """Return ``app`` such that a request that is cancelled at the end of the drain is answered with 503."""
     problem = Unavailable("the server has shut down; send the request again", code="draining")
 
@@ -230,8 +234,8 @@ def _refused_when_cut(app: App) -> App:
         try:
             await app(scope, receive, send)
         except asyncio.CancelledError:
-            body = json.dumps(problem.to_problem("")).encode()
-            headers = [(b"content-type", b"application/problem+json"), (b"content-length", b"%d" % len(body))]
+            request_id = logs.REQUEST_ID.get() or uuid.uuid4().hex
+            headers, body = outer_answer(problem.to_problem(request_id), request_id, digest())
             with suppress(RuntimeError):  # the answer has begun
                 await send({"type": "http.response.start", "status": problem.status, "headers": headers})
                 await send({"type": "http.response.body", "body": body})
@@ -246,10 +250,10 @@ def _keep_what_is_loaded() -> None:
     gc.freeze()
 
 
-def _warn_if_open(settings: Settings) -> None:
-    with suppress(ValueError):  # a name instead of an address
-        if not settings.api_keys_file and not ip_address(settings.host).is_loopback:
-            log.warning("everybody who reaches %s may use the service: no VAE_API_KEYS_FILE", settings.host)
+def _warn_if_open(settings: Settings, listener: socket.socket) -> None:
+    """Judge by the address: a name may stand for any."""
+    if not settings.api_keys_file and not ip_address(listener.getsockname()[0]).is_loopback:
+        log.warning("everybody who reaches %s may use the service: no VAE_API_KEYS_FILE", url(listener))
 
 
 def _limits(settings: Settings, crew: Crew | None) -> Limits:

@@ -5,10 +5,16 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from contextlib import contextmanager
+from http.client import HTTPResponse
 from pathlib import Path
 
+import httpx
 import pytest
+from crowds import NPY_BOTH, gated
+from load_client import request as written
+from service_pictures import ink, npy
 
 TESTS = Path(__file__).parent
 SAFETY_S = 30
@@ -146,6 +152,38 @@ def test_a_request_longer_than_the_drain_is_answered_with_503():
         assert not [event for event in server.events if "exception" in event]
 
 
+def test_a_request_cut_at_the_end_of_the_drain_gets_what_every_other_refusal_has(tmp_path):
+    server = gated(tmp_path, drain_s=0.2)
+    digest = httpx.get(f"{server.url}/model").json()["digest"]
+    with socket.create_connection(("127.0.0.1", server.port)) as connection:
+        connection.settimeout(SAFETY_S)
+        connection.sendall(written("POST", "/encode", NPY_BOTH | {"x-request-id": "mine"}, npy(ink())))
+        time.sleep(0.3)
+        server.terminate()
+        answer = HTTPResponse(connection)
+        answer.begin()
+        body = json.loads(answer.read())
+    server.open()
+    assert server.wait() == 0
+    server.assert_clean_log()
+    assert (answer.status, body["code"], body["request_id"]) == (503, "draining", "mine")
+    wanted = {"x-request-id": "mine", "x-model-digest": digest, "cache-control": "no-store"}
+    wanted |= {"x-content-type-options": "nosniff", "content-type": "application/problem+json"}
+    assert {name: answer.getheader(name) for name in wanted} == wanted
+
+
+def test_what_is_no_request_is_not_worth_a_line_of_the_log():
+    with running() as server:
+        for data in (b"nonsense\r\n\r\n", b"GET / HTTP/1.1\r\n\r\n"):
+            with socket.create_connection(("127.0.0.1", server.port)) as connection:
+                connection.settimeout(SAFETY_S)
+                connection.sendall(data)
+                assert connection.recv(1000).startswith(b"HTTP/1.1 400")
+        server.signal(signal.SIGTERM)
+        assert server.end()[0] == 0
+        assert not [event for event in server.events if event["level"] == "warning"]
+
+
 def test_a_second_signal_ends_at_once():
     with running(drain_s=60, drain_delay_s=60) as server:
         server.signal(signal.SIGTERM)
@@ -206,12 +244,12 @@ def test_sighup_reloads_and_a_failure_changes_nothing(fails, message):
         assert server.end()[0] == 0
 
 
-def test_an_address_that_others_reach_without_keys_is_a_warning():
-    with running(host="0.0.0.0") as server:
-        (warning,) = [event["message"] for event in server.events if event["level"] == "warning"]
-        assert "everybody" in warning
-    with running() as server:
-        assert not [event for event in server.events if event["level"] == "warning"]
+@pytest.mark.parametrize(("host", "warnings"), [("0.0.0.0", 1), ("0", 1), ("127.0.0.1", 0), ("localhost", 0)])
+def test_an_address_that_others_reach_without_keys_is_a_warning_whatever_its_name(host, warnings):
+    with running(host=host) as server:
+        said = [event["message"] for event in server.events if event["level"] == "warning"]
+        assert len(said) == warnings
+        assert all("everybody" in message for message in said)
 
 
 def test_too_many_connections_for_the_limit_of_open_files_is_a_warning_and_a_lower_cap():
