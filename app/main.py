@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
 from fastapi.responses import FileResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
+from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -32,7 +32,7 @@ from app.workers import Crew
 
 PREFIXES = ("", "/v1")
 OWN_HEADERS = ("X-API-Key", "X-Request-ID", "X-Timeout-Ms")
-FRESH = {"Cache-Control": "no-cache"}
+FRESH = {"Cache-Control": "no-cache", "Accept-Ranges": "none"}
 STATIC = Path(__file__).parent / "static"
 
 
@@ -75,7 +75,7 @@ def create_app(settings: Settings | None = None, crew: Crew | None = None) -> Fa
         app.include_router(health, prefix=prefix, include_in_schema=not prefix)
     _add_page(app)
     problems.install(app)
-    layers: ASGIApp = Direct(partial(FastAPI.__call__, app), (router, health), PREFIXES)
+    layers: ASGIApp = Direct(app.by_framework, (router, health), PREFIXES)
     if settings.cors_origin_list:
         layers = _with_origins(layers, settings)
     app.layers = Envelope(layers, service)
@@ -91,6 +91,24 @@ class Application(FastAPI):
         """Serve one request, or one event of the life cycle."""
         scope["app"] = self
         await (self.layers if scope["type"] == "http" else super().__call__)(scope, receive, send)
+
+    async def by_framework(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let the framework serve a request: files come whole, since its answers to a bad range are not ours."""
+        scope["headers"] = [field for field in scope["headers"] if field[0] != b"range"]
+        await super().__call__(scope, receive, send)
+
+
+class Origins(CORSMiddleware):
+    """Lets pages of other origins call; a preflight that it refuses is answered as any request that is not known."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        headers = Headers(scope=scope)
+        preflight = scope["method"] == "OPTIONS" and {"origin", "access-control-request-method"} <= set(headers)
+        if preflight and self.preflight_response(headers).status_code != 200:
+            await self.simple_response(scope, receive, send, headers)
+        else:
+            await super().__call__(scope, receive, send)
 
 
 class PageFiles(StaticFiles):
@@ -124,7 +142,7 @@ def _add_page(app: FastAPI) -> None:
 
 
 def _with_origins(app: ASGIApp, settings: Settings) -> ASGIApp:
-    return CORSMiddleware(
+    return Origins(
         app,
         allow_origins=settings.cors_origin_list,
         allow_methods=["GET", "HEAD", "POST"],

@@ -122,3 +122,36 @@ def test_nobody_else_may_read_answers_from_a_browser_unless_cors_is_set(http: ht
     ask = {"Origin": "https://example.org", "Access-Control-Request-Method": "POST"}
     preflight = http.options("/encode", headers=ask)
     assert not [name for name in preflight.headers if name.startswith("access-control")]
+
+
+def test_a_preflight_of_an_origin_that_may_call_is_answered(small: httpx.Client) -> None:
+    ask = {"Origin": "https://pictures.example", "Access-Control-Request-Method": "POST"}
+    got = small.options("/encode", headers=ask)
+    assert got.status_code == 200
+    assert got.headers["access-control-allow-origin"] == "https://pictures.example"
+
+
+@pytest.mark.parametrize(
+    "refused",
+    [
+        {"Origin": "https://example.org"},
+        {"Origin": "https://pictures.example", "Access-Control-Request-Method": "DELETE"},
+        {"Origin": "https://pictures.example", "Access-Control-Request-Headers": "X-Other"},
+    ],
+    ids=["origin", "method", "header"],
+)
+def test_a_preflight_that_is_refused_is_answered_as_every_error(small: httpx.Client, refused: dict[str, str]) -> None:
+    got = small.options("/encode", headers={"Access-Control-Request-Method": "POST"} | refused)
+    problem(got, 405, "method_not_allowed")
+    assert "origin" in got.headers["vary"].lower()
+    problem(small.options("/nothing", headers={"Access-Control-Request-Method": "POST"} | refused), 404)
+
+
+@pytest.mark.parametrize("path", ["/", "/docs", "/static/style.css"])
+@pytest.mark.parametrize("part", ["bytes=abc", "bytes=99999999-", "bytes=0-5", "bytes=0-1,4-5", "pages=1-2"])
+def test_files_come_whole_whatever_part_is_asked_for(http: httpx.Client, path: str, part: str) -> None:
+    whole, got = http.get(path), http.get(path, headers={"Range": part})
+    assert (got.status_code, got.content) == (200, whole.content)
+    assert got.headers["accept-ranges"] == "none"
+    assert "content-range" not in got.headers
+    assert http.head(path, headers={"Range": part}).status_code == 200
