@@ -211,7 +211,7 @@ class Server(uvicorn.Server):
         self._opened.set()
 
     def _digest(self) -> str | None:
-        return getattr(self._service, "digest", None)
+        return self._service.digest
 
     def _reload(self) -> None:
         if self.started and self._draining is None:

@@ -22,6 +22,7 @@ log = logging.getLogger("vae")
 
 class Service:
     exit_status = None
+    digest = None
 
     def __init__(self, fails):
         self.draining = self.refusing = False
