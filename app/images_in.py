@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 
 from app.arrays import PIXELS, read_array, shape_text, to_float32
 from app.errors import BadRequest, ContentTooLarge, Unprocessable
-from app.json_bodies import read_json
+from app.json_bodies import check_lists, read_json
 from app.multipart import split_parts
 from app.negotiation import IMAGE_TYPES, JPEG, JSON, MULTIPART, PNG, input_type
 from app.schemas import MAX_ROWS, ImagesIn
-from model.imagefile import JPEG_PIXELS_PER_BYTE
+from model.imagefile import JPEG_PIXELS_PER_BYTE, scan
 from model.pixels import ImageError, Shape, TooManyPixels, WrongSize, read_file, to_unit
 
 LIGHT_PIXELS: Final = 1_000_000  # decoded in a few milliseconds
@@ -42,6 +42,10 @@ class ImageBatch(ABC):
     def is_light(self) -> bool:
         """Return whether decoding costs less than a hop to a thread, whatever the few bytes claim to be."""
         return True
+
+    def pixels(self, max_pixels: int, enough: int) -> int:
+        """Return the pixels of all files as told, ``max_pixels`` of each at most; up to ``enough`` as an estimate."""
+        return 0
 
     def parts(self) -> "list[ImageBatch]":
         """Return the batch in pieces, in order, so that other requests get their turn while it is decoded."""
@@ -72,6 +76,10 @@ class _Items(ImageBatch):
 
     def is_light(self) -> bool:
         return sum(map(_claimed_pixels, self._items)) <= LIGHT_PIXELS
+
+    def pixels(self, max_pixels: int, enough: int) -> int:
+        most = sum(min(_claimed_pixels(item), max_pixels) for item in self._items)
+        return most if most <= enough else sum(min(_told_pixels(item), max_pixels) for item in self._items)
 
     def parts(self) -> list[ImageBatch]:
         ends, size = [0], 0
@@ -121,13 +129,16 @@ class _Place:
         self.where = f"{field}.{names[index] if names else index}" if names or field != "body" else field
 
 
-def parse_images(body: bytes, content_type: str | None, *, max_items: int = MAX_ROWS) -> ImageBatch:
+def parse_images(
+    body: bytes, content_type: str | None, *, max_items: int = MAX_ROWS, shape: Shape | None = None
+) -> ImageBatch:
     """Return the images of a body, parsed but not decoded.
 
     Args:
         body: an image file, multipart form, JSON, .npy or safetensors.
         content_type: the Content-Type header; without one the body's first bytes decide.
         max_items: most images in the body.
+        shape: ``(C, H, W)`` of the model; with it JSON of far more images is refused before it is read.
 
     Raises:
         BadRequest: the body is malformed.
@@ -139,10 +150,17 @@ def parse_images(body: bytes, content_type: str | None, *, max_items: int = MAX_
     if kind in (PNG, JPEG):
         return _Items([body], "body")
     if kind == JSON:
+        check_image_lists(body, max_items, shape)
         return from_json(read_json(ImagesIn, body).images, max_items)
     if kind == MULTIPART:
         return _counted(_Items(split_parts(body, content_type or "", "images", max_items), "body.images"), max_items)
     return _counted(_Array(read_array(body, kind, "images", PIXELS)), max_items)
+
+
+def check_image_lists(body: bytes, max_items: int, shape: Shape | None) -> None:
+    """Refuse JSON with more lists than ``max_items`` images of a shape have; ``ContentTooLarge``."""
+    if shape is not None:
+        check_lists(body, 1 + max_items * (1 + shape[0] * (1 + shape[1])))
 
 
 def from_json(items: Sequence[Any], max_items: int = MAX_ROWS) -> ImageBatch:
@@ -163,6 +181,16 @@ def check_count(count: int, max_items: int, noun: str) -> None:
         raise ContentTooLarge(
             f"got {count:,} {noun}s; a request may hold {max_items:,} (VAE_MAX_ITEMS); send them in several",
             code="too_many_items",
+        )
+
+
+def check_pixels(batch: ImageBatch, max_pixels: int, limit: int) -> None:
+    """Refuse image files that have more pixels than ``limit`` together, ``max_pixels`` of each; ContentTooLarge."""
+    if (total := batch.pixels(max_pixels, limit)) > limit:
+        raise ContentTooLarge(
+            f"the image files have {total:,} pixels together; at most {limit:,} are read of one request (a multiple "
+            "of VAE_MAX_PIXELS); send fewer or smaller ones",
+            code="too_many_pixels",
         )
 
 
@@ -193,6 +221,17 @@ def _claimed_pixels(item: Item) -> int:
     if head.startswith(b"\x89PNG\r\n\x1a\n") and len(head) >= 24:
         return int.from_bytes(head[16:20]) * int.from_bytes(head[20:24])
     return JPEG_PIXELS_PER_BYTE * len(item)
+
+
+def _told_pixels(item: Item) -> int:
+    """Return the pixels that an image file's header tells; 0 where it cannot be read."""
+    if isinstance(item, list):
+        return 0
+    try:
+        file = scan(item if isinstance(item, bytes) else _from_base64(item, _Place(0, 1, "")), 2**62)
+        return file.width * file.height
+    except (BadRequest, ImageError):
+        return 0
 
 
 def _base64_head(text: str) -> bytes:

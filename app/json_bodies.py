@@ -18,6 +18,9 @@ MAX_VALUES: Final = 2_500_000
 MAX_LISTS: Final = 300_000
 """Most lists in a JSON body: each becomes some 200 bytes of memory, however short it is."""
 
+FEW_LISTS: Final = 10_000
+"""So many lists are never too many: a body of them is read in some milliseconds."""
+
 MAX_FIELDS: Final = 64
 """Most fields of all objects in a JSON body."""
 
@@ -61,6 +64,24 @@ def read_json(model: type[M], body: bytes) -> M:
     except ValidationError as error:
         found = error.errors(include_url=False, include_input=False)
     raise _syntax_error(found[0]) if found[0]["type"] == "json_invalid" else _wrong(model, found)
+
+
+def check_lists(body: bytes, most: int) -> None:
+    """Refuse a body with more items than a request may hold before each of them is read.
+
+    Args:
+        body: JSON.
+        most: lists that the largest allowed request has.
+
+    Raises:
+        ContentTooLarge: there are more of them than that, and than ``FEW_LISTS``.
+    """
+    if (lists := body.count(b"[")) > max(most, FEW_LISTS):
+        raise ContentTooLarge(
+            f"the JSON body holds {lists:,} lists; as many items as a request may hold (VAE_MAX_ITEMS) have "
+            f"{most:,} at most; send them in several",
+            code="too_many_items",
+        )
 
 
 def _check_counts(body: bytes) -> None:

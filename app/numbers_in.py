@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 
 from app.arrays import FLOATS, read_array, shape_text, to_float32
 from app.errors import Unprocessable
-from app.images_in import ImageBatch, check_count, from_json, parse_images
-from app.json_bodies import read_json
+from app.images_in import ImageBatch, check_count, check_image_lists, from_json, parse_images
+from app.json_bodies import check_lists, read_json
 from app.negotiation import IMAGE_TYPES, JSON, LATENT_TYPES, input_type
 from app.schemas import MAX_ROWS, Distribution, KlIn, LatentsIn
+from model.pixels import Shape
 
 MAX_LATENT: Final = 1e6
 """Largest number in ``z``: a prior draws within 10, and far beyond a million a network's own numbers overflow."""
@@ -91,6 +92,7 @@ def read_latents(
     """
     kind = input_type(content_type, body, LATENT_TYPES)
     if kind == JSON:
+        check_lists(body, 1 + max_items)
         array: NDArray[Any] = _rectangular(read_json(LatentsIn, body).z, "z", max_items)
     else:
         array = read_array(body, kind, "z", FLOATS)
@@ -114,8 +116,12 @@ def _check_entries(good: NDArray[np.bool_], code: str, problem: str) -> None:
         raise Unprocessable(f"{where} {problem}", code=code, errors=[(where, problem)])
 
 
-def read_kl(body: bytes, content_type: str | None, *, max_items: int = MAX_ROWS) -> KlQuestion:
+def read_kl(
+    body: bytes, content_type: str | None, *, max_items: int = MAX_ROWS, shape: Shape | None = None
+) -> KlQuestion:
     """Return what a body of ``/kl`` asks for: images in any form, or one of three forms of JSON.
+
+    ``shape`` is that of the model's images, as for ``parse_images``.
 
     Raises:
         BadRequest, ContentTooLarge, UnsupportedMediaType: as for ``parse_images``.
@@ -123,6 +129,7 @@ def read_kl(body: bytes, content_type: str | None, *, max_items: int = MAX_ROWS)
     """
     if input_type(content_type, body, IMAGE_TYPES) != JSON:
         return parse_images(body, content_type, max_items=max_items)
+    check_image_lists(body, max_items, shape)  # means, deviations and covariances have no more lists than that
     question = read_json(KlIn, body)
     fields = question.model_fields_set
     if fields == {"images"}:

@@ -22,6 +22,7 @@ from app.auth import check_key
 from app.direct import DirectRoute, Handler
 from app.engine import Engine
 from app.errors import ContentTooLarge, DeadlineExceeded, PreconditionFailed, QueueFull, Unprocessable
+from app.images_in import LIGHT_PIXELS, check_pixels
 from app.payloads import ImageBatch, parse_images
 from app.problems import Departed
 from app.service import Call, Service
@@ -29,6 +30,7 @@ from app.service import Call, Service
 T = TypeVar("T")
 SMALL_BODY_BYTES = 4096  # up to here a body is read on the event loop: a hop to a thread costs more
 MAX_DRAWS_PER_ITEM = 64  # times VAE_MAX_ITEMS: the most draws of z that one request may cause
+MAX_FULL_FILES = 16  # times VAE_MAX_PIXELS: the most pixels of all image files of one request
 MIN_DRAWS = 1024  # that every request may have, however small VAE_MAX_ITEMS is
 TIMEOUT_MS = re.compile(r"[0-9]{1,9}")
 
@@ -229,9 +231,10 @@ async def images_of(request: Request, resize: str, draws: int = 1, rows: int = 1
         ContentTooLarge: body, items, pixels, or images times ``draws`` are over a limit.
     """
     owner = service_of(request)
-    body, _ = await read_body(request)
-    most = owner.settings.max_items
-    batch = await offload(request, len(body), lambda: parse_images(body, content_type(request), max_items=most))
+    body, engine = await read_body(request)
+    most, shape = owner.settings.max_items, engine.image_shape
+    kind = content_type(request)
+    batch = await offload(request, len(body), lambda: parse_images(body, kind, max_items=most, shape=shape))
     check_draws(batch.count, draws, owner)
     async with decoded(request, batch, len(body), resize, rows=rows * batch.count) as pair:
         yield pair
@@ -247,15 +250,23 @@ async def decoded(
     ``rows`` what the device computes for them.
     """
     async with admitted(request, max(items, batch.count), rows) as call:
-        limit = service_of(request).settings.max_pixels
+        settings, shape = service_of(request).settings, call.engine.image_shape
+        limit = settings.max_pixels
 
         def decode(part: ImageBatch) -> Any:
-            return part.decode(call.engine.image_shape, max_pixels=limit, resize=resize != "never")
+            return part.decode(shape, max_pixels=limit, resize=resize != "never")
+
+        def start(part: ImageBatch) -> Any:
+            most = max(limit * MAX_FULL_FILES, settings.max_items * shape[1] * shape[2], LIGHT_PIXELS)
+            check_pixels(batch, limit, most)
+            return decode(part)
 
         if size <= SMALL_BODY_BYTES and batch.is_light():
             yield call, decode(batch)
         else:  # part by part, so that others get their turn, and who is gone is not decoded to the end
-            parts = [await in_reader(request, decode, part) for part in batch.parts()]
+            first, *rest = batch.parts()
+            parts = [await in_reader(request, start, first)]
+            parts += [await in_reader(request, decode, part) for part in rest]
             yield call, parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 

@@ -7,7 +7,7 @@ read (400, 413, 415, 422), no room (429), too late (504).
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request
 from starlette.responses import PlainTextResponse, Response
@@ -30,6 +30,8 @@ from app.reading import (
     service_of,
 )
 from app.schemas import EncodeOut, ImagesOut, KlOut, MapOut, ModelOut, SampleOut, ScoreOut, TraversalOut, WalkOut
+from app.service import Service
+from app.version import VERSION
 from app.walks_in import read_interpolation, read_traversal
 from app.writing import map_tag, matches, sample_tag, write
 from model.gaussian import fresh_seed
@@ -94,7 +96,8 @@ async def sample(
     check_items(n, service_of(request))
     if seed is not None:
         tag = sample_tag(engine, n, seed, temperature, columns, chosen.value)
-        headers = {"ETag": tag, "Cache-Control": "public, max-age=31536000, immutable"}
+        whose = "private" if request.app.state.keys else "public"  # a shared cache would answer without a key
+        headers = {"ETag": tag, "Cache-Control": f"{whose}, max-age=31536000, immutable"}
         if matches(request.headers.get("if-none-match"), tag):
             return Response(status_code=304, headers={"Vary": "Accept", "X-Seed": str(seed), **headers})
     seed = fresh_seed() if seed is None else seed
@@ -143,8 +146,10 @@ async def kl(
     chosen = choose_format(request.headers.get("accept"), form, FIELDS)
     owner = service_of(request)
     body, engine = await read_body(request)
-    most = owner.settings.max_items
-    question = await offload(request, len(body), lambda: read_kl(body, content_type(request), max_items=most))
+    most, shape = owner.settings.max_items, engine.image_shape
+    question = await offload(
+        request, len(body), lambda: read_kl(body, content_type(request), max_items=most, shape=shape)
+    )
     facts: dict[str, object] = {"method": CLOSED_FORM}
     if isinstance(question, ImageBatch):
         draws = 0 if engine.exact_kl else samples
@@ -208,7 +213,7 @@ async def latent_map(request: Request, form: FormatName = None) -> Response:
 @router.get("/model", response_model=ModelOut)
 async def model(request: Request) -> Response:
     """Tell what is loaded: shapes, weights, device, metrics as measured, limits."""
-    return Response(write_json(service.description(service_of(request))), media_type=Format.JSON.media_type)
+    return Response(write_json(_description(service_of(request))), media_type=Format.JSON.media_type)
 
 
 @router.get("/metrics", response_class=PlainTextResponse)
@@ -216,3 +221,26 @@ async def metrics(request: Request) -> Response:
     """Return everything that is measured, in Prometheus's text format."""
     content, media_type = service_of(request).metrics.render()
     return Response(content, media_type=media_type)
+
+
+def _description(owner: Service) -> dict[str, Any]:
+    """Return what ``GET /model`` says."""
+    engine, settings = owner.engine, owner.settings
+    config, (channels, height, width) = engine.config, engine.image_shape
+    limits = ("max_body_bytes", "max_items", "max_pixels", "max_queue_items", "deadline_s")
+    return {
+        "name": engine.name,
+        "digest": engine.digest,
+        "image": {"channels": channels, "height": height, "width": width},
+        "latent_dim": engine.latent_dim,
+        "likelihood": config.likelihood,
+        "prior": config.prior,
+        "parameters": engine.parameters,
+        "device": engine.device,
+        "precision": engine.precision,
+        "path": engine.path,
+        "trained_on": engine.notes.trained_on,
+        "metrics": engine.notes.metrics,
+        "limits": {name: getattr(settings, name) for name in limits},
+        "version": VERSION,
+    }

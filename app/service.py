@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,13 +25,13 @@ from app.errors import Unavailable
 from app.metrics import Metrics
 from app.settings import Settings, SettingsError
 from app.summaries import kl_to_standard_normal, mean_and_error, summarize
-from app.version import VERSION
 from model.gaussian import noise
 
 Array = NDArray[Any]
 EXIT_DEVICE_LOST = 70
 READERS = 2
 POSTERIOR = 1  # the stream of noise that posteriors are drawn with; samples of the prior have stream 0
+FEW_NUMBERS = 32_768  # drawn in less than a millisecond
 IMAGES_SCORED_AT_ONCE = 8  # of one request: enough to fill batches, few enough to let others in between
 log = logging.getLogger("vae")
 
@@ -81,7 +82,7 @@ class Service:
         self._max_body_bytes = max(share, settings.max_body_bytes)
         self._engine: Engine | None = None
         self._batcher: Batcher | None = None
-        self._draining = self._refusing = self._reloading = False
+        self._draining = self._refusing = self._reloading = self._reload_asked = False
 
     async def start(self) -> None:
         """Load, verify and warm the model, then take requests.
@@ -107,17 +108,25 @@ class Service:
     async def reload(self) -> None:
         """Load the model's file again and swap it in; requests in flight finish on the old weights.
 
-        A file that cannot be used changes nothing and is logged.
+        A file that cannot be used changes nothing and is logged. Called while the file is being loaded, it has it
+        loaded once more afterwards, as it may have been replaced meanwhile.
         """
-        if self._reloading or self._draining:
+        self._reload_asked = True
+        if self._reloading:
             return
         self._reloading = True
+        try:
+            while self._reload_asked and not self._draining:
+                self._reload_asked = False
+                await self._reload_once()
+        finally:
+            self._reloading = False
+
+    async def _reload_once(self) -> None:
         try:
             self._use(await asyncio.to_thread(loading.load, self.settings))
         except SettingsError as error:
             log.error("reload failed, the old weights stay: %s", error)
-        finally:
-            self._reloading = False
 
     def begin_drain(self) -> None:
         """Report not ready from now on; requests are still served."""
@@ -206,8 +215,13 @@ async def encode(call: Call, x: Array, draws: int = 0, seed: int = 0) -> dict[st
     call.metrics.observe_posterior_kl(kl)
     if not draws:
         return {"mu": mu, "sigma": sigma}
-    epsilon = noise(seed, len(x), (draws, call.engine.latent_dim), stream=POSTERIOR)
-    return {"mu": mu, "sigma": sigma, "z": mu[:, None] + epsilon * sigma[:, None]}
+
+    def draw() -> Array:
+        epsilon = noise(seed, len(x), (draws, call.engine.latent_dim), stream=POSTERIOR)
+        z: Array = mu[:, None] + epsilon * sigma[:, None]
+        return z
+
+    return {"mu": mu, "sigma": sigma, "z": await _aside(mu.size * draws, draw)}
 
 
 async def decode(call: Call, z: Array) -> Array:
@@ -218,7 +232,8 @@ async def decode(call: Call, z: Array) -> Array:
 
 async def sample(call: Call, count: int, seed: int, temperature: float) -> tuple[Array, Array]:
     """Return ``count`` latents ``(N, D)`` of the prior and their mean images ``(N, C, H, W)``."""
-    epsilon = noise(seed, count, (call.engine.latent_dim,)) * np.float32(temperature)
+    shape = (call.engine.latent_dim,)
+    epsilon = await _aside(count * shape[0], lambda: noise(seed, count, shape) * np.float32(temperature))
     z, images = await call.run(call.engine.draw, epsilon)
     return z, images
 
@@ -256,7 +271,8 @@ async def _drawn(call: Call, op: Op, columns: Columns, samples: int, seed: int) 
 
     ``columns`` have a row an image; the noise of image i depends on the seed and i alone.
     """
-    epsilon = noise(seed, len(columns[0]), (samples, call.engine.latent_dim), stream=POSTERIOR)
+    items, shape = len(columns[0]), (samples, call.engine.latent_dim)
+    epsilon = await _aside(items * math.prod(shape), lambda: noise(seed, items, shape, stream=POSTERIOR))
     room = asyncio.Semaphore(IMAGES_SCORED_AT_ONCE)
 
     async def draw(i: int) -> Columns:
@@ -264,28 +280,14 @@ async def _drawn(call: Call, op: Op, columns: Columns, samples: int, seed: int) 
         async with room:
             return await call.run(op, *repeated, epsilon[i])
 
-    drawn = await asyncio.gather(*(draw(i) for i in range(len(epsilon))))
-    return tuple(np.stack(column) for column in zip(*drawn, strict=True))
+    try:
+        async with asyncio.TaskGroup() as group:  # where one fails the others are not computed for nothing
+            drawn = [group.create_task(draw(i)) for i in range(items)]
+    except BaseExceptionGroup as failed:
+        raise failed.exceptions[0] from None
+    return tuple(np.stack(column) for column in zip(*(task.result() for task in drawn), strict=True))
 
 
-def description(service: Service) -> dict[str, Any]:
-    """Return what ``GET /model`` says."""
-    engine, settings = service.engine, service.settings
-    config, (channels, height, width) = engine.config, engine.image_shape
-    limits = ("max_body_bytes", "max_items", "max_pixels", "max_queue_items", "deadline_s")
-    return {
-        "name": engine.name,
-        "digest": engine.digest,
-        "image": {"channels": channels, "height": height, "width": width},
-        "latent_dim": engine.latent_dim,
-        "likelihood": config.likelihood,
-        "prior": config.prior,
-        "parameters": engine.parameters,
-        "device": engine.device,
-        "precision": engine.precision,
-        "path": engine.path,
-        "trained_on": engine.notes.trained_on,
-        "metrics": engine.notes.metrics,
-        "limits": {name: getattr(settings, name) for name in limits},
-        "version": VERSION,
-    }
+async def _aside(numbers: int, draw: Callable[[], Array]) -> Array:
+    """Return ``draw()``, from a thread where it draws so many numbers that others would wait for it."""
+    return draw() if numbers <= FEW_NUMBERS else await asyncio.to_thread(draw)

@@ -17,6 +17,7 @@ from app.negotiation import Format
 from app.payloads import write_tensors
 
 SMALL_ITEMS = 8  # up to here an answer is written on the event loop: a hop to a thread costs more
+SMALL_NUMBERS = 65_536  # and where it has no more numbers than these
 
 
 async def write(
@@ -42,7 +43,8 @@ async def write(
         return write_tensors(chosen, tensors, fields=fields, columns=columns)
 
     items = len(next(iter(tensors.values())))
-    content = body() if items <= SMALL_ITEMS else await asyncio.to_thread(body)
+    small = items <= SMALL_ITEMS and sum(tensor.size for tensor in tensors.values()) <= SMALL_NUMBERS
+    content = body() if small else await asyncio.to_thread(body)
     seed = {"X-Seed": str(fields["seed"])} if fields and "seed" in fields else {}
     return Response(content, headers={"Vary": "Accept", **seed, **(headers or {})}, media_type=chosen.media_type)
 

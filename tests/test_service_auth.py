@@ -13,7 +13,7 @@ from service_process import Server, refused_start
 
 FIRST, SECOND = "first-key-0123456789abcdef", "second/key+ABCDEFGHIJKLMNOP="
 OPEN = ("/", "/docs", "/openapi.json", "/livez", "/readyz")
-CLOSED_GETS = ("/sample?n=1&seed=1", "/model", "/metrics")
+CLOSED_GETS = ("/sample?n=1&seed=1", "/model", "/metrics", "/map")
 
 
 @pytest.fixture(scope="module")
@@ -30,10 +30,18 @@ def keyed(keyed_server: Server) -> Iterator[httpx.Client]:
         yield client
 
 
-def everything_closed() -> list[tuple[str, str]]:
-    gets = [("GET", path) for path in CLOSED_GETS] + [("HEAD", path) for path in CLOSED_GETS]
-    posts = [("POST", path) for path in POST_ROUTES]
-    return [(method, prefix + path) for prefix in ("", "/v1") for method, path in gets + posts]
+def everything_closed(http: httpx.Client) -> list[tuple[str, str]]:
+    """Every operation of the document but the open ones, so that no route can be forgotten here."""
+    told = {
+        (method.upper(), path)
+        for path, operations in http.get("/openapi.json").json()["paths"].items()
+        for method in operations
+        if path not in OPEN
+    }
+    heads = {("HEAD", path) for method, path in told if method == "GET"}
+    assert {path for method, path in told if method == "POST"} == set(POST_ROUTES)
+    assert {path for method, path in told if method == "GET"} == {path.partition("?")[0] for path in CLOSED_GETS}
+    return [(method, prefix + path) for prefix in ("", "/v1") for method, path in sorted(told | heads)]
 
 
 WRONG: dict[str, list[tuple[bytes, bytes]]] = {
@@ -59,7 +67,7 @@ WRONG: dict[str, list[tuple[bytes, bytes]]] = {
 
 @pytest.mark.parametrize("name", WRONG)
 def test_every_closed_route_answers_401_to_a_wrong_key(keyed: httpx.Client, name: str) -> None:
-    for method, path in everything_closed():
+    for method, path in everything_closed(keyed):
         got = keyed.request(method, path, headers=WRONG[name])
         assert got.status_code == 401, (method, path, got.text)
         assert "www-authenticate" in got.headers
@@ -83,6 +91,12 @@ def test_every_key_of_the_file_opens_every_closed_route(keyed: httpx.Client, key
     assert keyed.get("/sample?n=1", headers=headers).status_code in late
     for path in ("/encode", "/v1/encode"):
         assert keyed.post(path, content=png(ink()), headers=PNG | headers).status_code in late
+
+
+def test_a_seeded_sample_may_be_kept_by_its_caller_but_by_no_cache_that_others_ask(keyed: httpx.Client) -> None:
+    headers = {"X-API-Key": FIRST, "If-None-Match": "*"}
+    got = keyed.get("/sample?n=1&seed=1", headers=headers)
+    assert (got.status_code, got.headers["cache-control"]) == (304, "private, max-age=31536000, immutable")
 
 
 @pytest.mark.parametrize("path", OPEN)
