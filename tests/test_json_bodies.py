@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.errors import MAX_PROBLEM_BYTES, BadRequest, ContentTooLarge, ServiceError, Unprocessable
-from app.json_bodies import MAX_FIELDS, MAX_LISTS, MAX_VALUES, read_json
+from app.json_bodies import FEW_LISTS, MAX_FIELDS, MAX_LISTS, MAX_VALUES, check_lists, read_json
 from app.schemas import MAX_ROWS, Body, ImagesIn, KlIn, LatentsIn
 
 
@@ -118,6 +118,17 @@ def test_bodies_that_would_fill_the_memory_are_413_before_they_are_parsed(body: 
     error = error_of(body)
     assert isinstance(error, ContentTooLarge)
     assert "application/x-npy" in error.detail
+
+
+def test_so_many_lists_pass_and_one_more_is_413_but_for_bodies_that_nest_too_deeply() -> None:
+    for most in (FEW_LISTS + 5, 5):
+        limit = max(most, FEW_LISTS)
+        check_lists(b"[" + b"[]," * (limit - 1) + b"]", most)
+        with pytest.raises(ContentTooLarge) as caught:
+            check_lists(b"[" + b"[]," * limit + b"]", most)
+        assert caught.value.code == "too_many_items"
+        assert f"{most:,} at most" in caught.value.detail
+    check_lists(b"[" * 100_000 + b"]" * 100_000, 5)  # the reader's own answer is a better one
 
 
 def test_bodies_with_countless_fields_are_refused_before_they_are_parsed() -> None:
