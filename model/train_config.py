@@ -167,7 +167,10 @@ _MNIST = TrainConfig()
 PRESETS = {
     "mnist": _MNIST,
     "quick": replace(_MNIST, name="quick", learning_rate=1.5e-3, time_budget=1200.0),
-    "fashion": replace(_MNIST, name="fashion", data="fashion-mnist"),
+    "mnist-flow": replace(
+        _MNIST, name="mnist-flow", prior="realnvp", start_from="mnist", warmup_steps=200, kl_warmup=0.0, epochs=10
+    ),
+    "fashion": replace(_MNIST, name="fashion", data="fashion-mnist", weight_decay=0.01),
     "folder": replace(
         _MNIST,
         name="folder",
