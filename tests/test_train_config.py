@@ -186,5 +186,5 @@ def test_the_guide_has_a_row_for_each_field_with_its_default_and_for_nothing_els
 
 
 def test_the_guide_names_every_preset() -> None:
-    rows = re.findall(r"^\| `([a-z-]+)` \|", GUIDE.read_text(), re.MULTILINE)
+    rows = re.findall(r"^\| `([a-z][a-z-]*)` \|", GUIDE.read_text(), re.MULTILINE)
     assert sorted(rows) == sorted(PRESETS)
