@@ -103,8 +103,7 @@ class Guard(HttpToolsProtocol):
         self._limits = limits
         self._timer: asyncio.TimerHandle | None = None
         self._watch: asyncio.TimerHandle | None = None  # of an answer that waits for its reader
-        self._reading = self._in_body = False  # inside a request; inside its body
-        self._moved = False  # the parser made something of the latest bytes
+        self._reading = self._in_body = self._moved = False  # in a request; in its body; the parser made something
         self._pile = 0  # bytes that it made nothing of
         self._unparsed = NOTHING  # what came behind requests that wait for an earlier one's answer
         self._size = self._chunks = 0  # of this request's path and header fields; of its body

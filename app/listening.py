@@ -1,12 +1,17 @@
-"""The listening socket: taken before anything is loaded, so that a port in use is told at once."""
+"""The listening socket, taken before anything is loaded, so that a port in use is told at once; and who comes there."""
 
+import asyncio
+import logging
 import os
 import socket
 import sys
+from collections.abc import Callable
 from typing import Final
 
 EXIT_NO_PORT: Final = 3
 BACKLOG: Final = 2048  # connections that the kernel accepts ahead of us
+PAUSE_S: Final = 1.0  # without accepting, where there is no room for another open file
+log = logging.getLogger("vae")
 
 
 def listen(host: str, port: int) -> socket.socket | None:
@@ -18,6 +23,60 @@ def listen(host: str, port: int) -> socket.socket | None:
     except (OSError, UnicodeError) as error:
         print(f"cannot listen on {host} port {port}: {_reason(error)}", file=sys.stderr)
         return None
+
+
+class Acceptor:
+    """Accepts all connections that wait, whenever the event loop comes by.
+
+    libuv takes one at each turn. A turn under load answers everybody who is connected, so that of a thousand who come
+    at once some would wait for seconds. Like ``asyncio.Server`` as far as uvicorn needs it.
+    """
+
+    def __init__(self, listener: socket.socket, protocol: Callable[[], asyncio.Protocol]) -> None:
+        """Begin to accept, on the running loop.
+
+        Args:
+            listener: a listening socket; it stays open.
+            protocol: makes what serves a connection.
+        """
+        self._listener, self._protocol = listener, protocol
+        self._loop = asyncio.get_running_loop()
+        self._connecting: set[asyncio.Task[object]] = set()
+        self._pause: asyncio.TimerHandle | None = None
+        listener.setblocking(False)
+        self._begin()
+
+    def close(self) -> None:
+        """Accept who has come by now, and nobody after; calling it again does nothing."""
+        if self._pause is None and self._loop.remove_reader(self._listener):
+            self._accept()
+        if self._pause is not None:
+            self._pause.cancel()
+
+    async def wait_closed(self) -> None:
+        """Return at once."""
+
+    def _begin(self) -> None:
+        self._pause = None
+        self._loop.add_reader(self._listener, self._accept)
+
+    def _accept(self) -> None:
+        for _ in range(BACKLOG):
+            try:
+                connection, _ = self._listener.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:  # too many open files, in this process or in all
+                log.warning("no connection can be accepted for %g s: %s", PAUSE_S, _reason(error))
+                self._loop.remove_reader(self._listener)
+                self._pause = self._loop.call_later(PAUSE_S, self._begin)
+                return
+            connection.setblocking(False)
+            task: asyncio.Task[object] = self._loop.create_task(
+                self._loop.connect_accepted_socket(self._protocol, connection)
+            )
+            self._connecting.add(task)
+            task.add_done_callback(self._connecting.discard)
 
 
 def url(listener: socket.socket) -> str:

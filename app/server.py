@@ -25,7 +25,7 @@ import uvicorn
 from app import logs
 from app.errors import Unavailable
 from app.guard import Guard, Limits, State
-from app.listening import BACKLOG, EXIT_NO_PORT, listen, url
+from app.listening import EXIT_NO_PORT, Acceptor, listen, url
 from app.problems import outer_answer
 from app.settings import Settings, SettingsError
 from app.workers import Crew
@@ -107,7 +107,6 @@ class Server(uvicorn.Server):
             lifespan="off",  # run by ``live``, where its errors can be told apart
             http=partial(Guard, limits),  # type: ignore[arg-type]  # it is only ever called
             ws="none",
-            backlog=BACKLOG,
             timeout_keep_alive=limits.keep_alive_s,
             log_config=None,
             access_log=False,
@@ -135,9 +134,13 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begin to accept connections."""
-        await super().startup(sockets)
-        for listener in sockets or () if self._crew is None else ():
-            log.info("listening on %s", url(listener))
+        await super().startup([])
+        guard: Any = self.config.http_protocol_class
+        protocol = partial(guard, self.config, self.server_state, self.lifespan.state)
+        for listener in sockets or ():
+            self.servers.append(Acceptor(listener, protocol))  # type: ignore[arg-type]  # what uvicorn needs of it
+            if self._crew is None:
+                log.info("listening on %s", url(listener))
 
     async def _join(self, crew: Crew) -> None:
         """Wait until the whole crew is ready, and drain as soon as its parent is gone."""

@@ -1,0 +1,116 @@
+"""Who comes is accepted at once, however many come; where no file can be opened, a little later."""
+
+import asyncio
+import errno
+import socket
+from collections.abc import Iterator
+from contextlib import suppress
+
+import pytest
+import uvloop
+
+from app import listening
+from app.listening import Acceptor, listen
+
+COMING = 200
+
+
+class Greeter(asyncio.Protocol):
+    """Says hello."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        transport.write(b"hello")
+        transport.close()
+
+
+@pytest.fixture
+def listener() -> Iterator[socket.socket]:
+    found = listen("127.0.0.1", 0)
+    assert found is not None
+    with found:
+        yield found
+
+
+def connected(listener: socket.socket, count: int) -> list[socket.socket]:
+    """Return connections that the kernel has accepted and nobody else."""
+    return [socket.create_connection(listener.getsockname()) for _ in range(count)]
+
+
+def greeted(callers: list[socket.socket]) -> int:
+    """Return how many have been greeted by now; closes all."""
+    count = 0
+    for caller in callers:
+        caller.setblocking(False)
+        with suppress(BlockingIOError):
+            count += caller.recv(5) == b"hello"
+        caller.close()
+    return count
+
+
+@pytest.mark.parametrize("make_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_all_who_wait_are_accepted_in_a_few_turns_of_the_loop(listener: socket.socket, make_loop: object) -> None:
+    callers, made = connected(listener, COMING), list[Greeter]()
+
+    def greeter() -> Greeter:
+        made.append(Greeter())
+        return made[-1]
+
+    async def live() -> int:
+        acceptor, turns = Acceptor(listener, greeter), 0
+        while len(made) < COMING and turns < COMING:
+            await asyncio.sleep(0.001)
+            turns += 1
+        acceptor.close()
+        await asyncio.sleep(0.2)  # for the last greetings
+        return turns
+
+    with asyncio.Runner(loop_factory=make_loop) as runner:  # type: ignore[arg-type]
+        assert runner.run(live()) < COMING / 4
+    assert greeted(callers) == COMING
+
+
+def test_who_came_before_the_end_is_accepted_and_nobody_after(listener: socket.socket) -> None:
+    callers = connected(listener, 3)
+    late: list[socket.socket] = []
+
+    async def live() -> None:
+        acceptor = Acceptor(listener, Greeter)
+        acceptor.close()
+        late.extend(connected(listener, 3))
+        acceptor.close()
+        await asyncio.sleep(0.2)
+
+    asyncio.run(live())
+    assert greeted(callers) == 3
+    assert greeted(late) == 0
+
+
+def test_where_no_file_can_be_opened_it_waits_and_goes_on(
+    listener: socket.socket, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(listening, "PAUSE_S", 0.05)
+
+    class Full:
+        """A listener without room for three times."""
+
+        left = 3
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(listener, name)
+
+        def accept(self) -> object:
+            if self.left:
+                self.left -= 1
+                raise OSError(errno.EMFILE, "Too many open files")
+            return listener.accept()
+
+    callers = connected(listener, 2)
+
+    async def live() -> None:
+        acceptor = Acceptor(Full(), Greeter)  # type: ignore[arg-type]
+        await asyncio.sleep(1)
+        acceptor.close()
+
+    asyncio.run(live())
+    assert greeted(callers) == 2
+    assert [record.levelname for record in caplog.records if record.name == "vae"] == ["WARNING"] * 3
