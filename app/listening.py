@@ -36,7 +36,7 @@ class Acceptor:
         """Begin to accept, on the running loop.
 
         Args:
-            listener: a listening socket; it stays open.
+            listener: a listening socket; closed at the end.
             protocol: makes what serves a connection.
         """
         self._listener, self._protocol = listener, protocol
@@ -47,11 +47,13 @@ class Acceptor:
         self._begin()
 
     def close(self) -> None:
-        """Accept who has come by now, and nobody after; calling it again does nothing."""
-        if self._pause is None and self._loop.remove_reader(self._listener):
+        """Accept who has come by now, and listen no longer: who comes after is refused, not kept and cut."""
+        if self._listener.fileno() >= 0 and self._pause is None:
+            self._loop.remove_reader(self._listener)
             self._accept()
         if self._pause is not None:
             self._pause.cancel()
+        self._listener.close()
 
     async def wait_closed(self) -> None:
         """Return at once."""

@@ -69,20 +69,19 @@ def test_all_who_wait_are_accepted_in_a_few_turns_of_the_loop(listener: socket.s
     assert greeted(callers) == COMING
 
 
-def test_who_came_before_the_end_is_accepted_and_nobody_after(listener: socket.socket) -> None:
-    callers = connected(listener, 3)
-    late: list[socket.socket] = []
+def test_who_came_before_the_end_is_accepted_and_who_comes_after_is_refused(listener: socket.socket) -> None:
+    callers, address = connected(listener, 3), listener.getsockname()
 
     async def live() -> None:
         acceptor = Acceptor(listener, Greeter)
         acceptor.close()
-        late.extend(connected(listener, 3))
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(address)
         acceptor.close()
         await asyncio.sleep(0.2)
 
     asyncio.run(live())
     assert greeted(callers) == 3
-    assert greeted(late) == 0
 
 
 def test_where_no_file_can_be_opened_it_waits_and_goes_on(

@@ -34,7 +34,7 @@ class Drained:
 @pytest.fixture(scope="module")
 def drained(start_server: StartServer) -> Drained:
     seen = Drained()
-    server = start_server(drain_delay_s=1.0)
+    server = start_server(drain_delay_s=3.0)  # in which the slowest of 200 threads has sent its request
     picture = npy(ink())
     started = threading.Barrier(IN_FLIGHT + 1)
 
