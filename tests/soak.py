@@ -198,11 +198,13 @@ def soak(minutes: float, folder: Path) -> dict[str, object]:
         capacity = asyncio.run(load(server, minutes, Mixture(pictures, seen), seen))
         assert_unharmed(server, pictures)
         computed = Figures(server)['vae_batch_items_sum{op="encode"}']
+    except BaseException:
+        server.terminate()
+        raise
     finally:
         stop.set()
         watcher.join()
-        server.terminate()
-    server.end()
+    server.end()  # once: a second signal would end it at once
     slope = slope_mb_h(seen.memory)
     figures = {
         "requests": seen.statuses.total(),
