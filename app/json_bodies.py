@@ -74,10 +74,12 @@ def check_lists(body: bytes, most: int) -> None:
         most: lists that the largest allowed request has.
 
     Raises:
-        ContentTooLarge: there are more of them than that, and than ``FEW_LISTS``.
+        BadRequest: there are more than that, and than ``FEW_LISTS``, and the first are nested as no item is.
+        ContentTooLarge: there are more than that, and than ``FEW_LISTS``.
     """
-    too_deep = b"[[[[[" in body[:64]  # for any item: the first one ends the reading, with a better answer
-    if (lists := body.count(b"[")) > max(most, FEW_LISTS) and not too_deep:
+    if (lists := body.count(b"[")) > max(most, FEW_LISTS):
+        if b"[[[[[" in body[:64]:
+            raise BadRequest("the JSON body is nested too deeply", code="malformed_json")
         raise ContentTooLarge(
             f"the JSON body holds {lists:,} lists; as many items as a request may hold (VAE_MAX_ITEMS) have "
             f"{most:,} at most; send them in several",

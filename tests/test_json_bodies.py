@@ -120,7 +120,7 @@ def test_bodies_that_would_fill_the_memory_are_413_before_they_are_parsed(body: 
     assert "application/x-npy" in error.detail
 
 
-def test_so_many_lists_pass_and_one_more_is_413_but_for_bodies_that_nest_too_deeply() -> None:
+def test_so_many_lists_pass_and_one_more_is_413_or_malformed_where_they_nest_too_deeply() -> None:
     for most in (FEW_LISTS + 5, 5):
         limit = max(most, FEW_LISTS)
         check_lists(b"[" + b"[]," * (limit - 1) + b"]", most)
@@ -128,7 +128,10 @@ def test_so_many_lists_pass_and_one_more_is_413_but_for_bodies_that_nest_too_dee
             check_lists(b"[" + b"[]," * limit + b"]", most)
         assert caught.value.code == "too_many_items"
         assert f"{most:,} at most" in caught.value.detail
-    check_lists(b"[" * 100_000 + b"]" * 100_000, 5)  # the reader's own answer is a better one
+    for body in (b"[" * 100_000 + b"]" * 100_000, b'{"x":"[[[[[","images":[' + b"[]," * 100_000 + b"[]]}"):
+        with pytest.raises(BadRequest) as malformed:  # refused unread, whatever stands before the lists
+            check_lists(body, 5)
+        assert malformed.value.code == "malformed_json"
 
 
 def test_bodies_with_countless_fields_are_refused_before_they_are_parsed() -> None:
