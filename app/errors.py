@@ -58,7 +58,7 @@ CODES: Final[dict[str, tuple[int, str]]] = {
     "not_acceptable": (406, "The route cannot write any type that Accept or format asks for."),
     "model_mismatch": (412, "If-Model-Match names other weights than those loaded."),
     "body_too_large": (413, "The body is longer than VAE_MAX_BODY_BYTES."),
-    "too_many_pixels": (413, "An image file has more pixels than VAE_MAX_PIXELS, or all files of a request many times that."),
+    "too_many_pixels": (413, "An image file has more pixels than VAE_MAX_PIXELS, or all together many times that."),
     "too_many_items": (413, "The request holds or asks for more items than a limit allows."),
     "unsupported_media_type": (415, "The route cannot read this Content-Type."),
     "invalid_field": (422, "A field or parameter is missing, unknown or of the wrong type."),
