@@ -4,19 +4,22 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from threading import Thread
+from typing import cast
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from app import compiled
 from app.compiled import CompiledVAE, parts
 from app.engine import Engine
 from app.loading import TOLERATED_LOG_SIGMA, TOLERATED_MU
 from model import checkpoint
-from model.bf16 import in_bf16
+from model.bf16 import Bf16Block, in_bf16
 from model.gaussian import noise
 from model.golden import drawn_images
 from model.vae import VAE, VAEConfig
@@ -71,12 +74,19 @@ def test_a_compiled_network_gives_the_answers_of_its_layers(config: VAEConfig, r
 
 @pytest.mark.parametrize("config", [CONFIG, COLORED, PLAIN])
 def test_bf16_rounds_in_the_graph_where_it_rounds_in_torch(config: VAEConfig) -> None:
-    exact = tiny_vae(0, config)
+    exact = tiny_vae(0, replace(config, blocks=(*config.blocks[:-1], 3)))
     rounded = in_bf16(exact)
     triples = zip(*(answers(vae, 8) for vae in (CompiledVAE(rounded, 1), rounded, exact)), strict=True)
     for got, expected, reference in triples:
         by_torch, by_graph = (np.square(value - reference).mean() for value in (expected, got))
         assert by_torch / 4 < by_graph < 4 * by_torch  # as far off, and neither nothing nor everything is rounded
+
+
+def test_bf16_leaves_the_first_and_the_last_block_of_the_encoders_last_stage_as_they_are() -> None:
+    rounded = in_bf16(tiny_vae(0, replace(CONFIG, widths=(4, 8), blocks=(2, 3))))
+    kinds = [isinstance(layer, Bf16Block) for layer in rounded.encoder.trunk if not isinstance(layer, nn.Conv2d)]
+    assert kinds == [True, True, False, True, False]
+    assert all(isinstance(block, Bf16Block) for stage in rounded.decoder.stages for block in cast(nn.Sequential, stage))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
