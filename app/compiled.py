@@ -1,7 +1,7 @@
 """The network compiled for the CPU by OpenVINO: the convolutions fused with what surrounds them, in fp32 or bf16.
 
-`CompiledVAE` computes what a VAE made of torch's layers computes, and is used like it. Where the residual blocks are
-in bfloat16 (`model.bf16`), so are those of the graph, and nothing else: each precision is written into the graph, none
+`CompiledVAE` computes what a VAE made of torch's layers computes, and is used like it. Where convolutions are in
+bfloat16 (`model.bf16`), so are those of the graph, and nothing else: each precision is written into the graph, none
 is left to the compiler. A graph is compiled for one batch size, and a batch is put together from a few sizes: graphs of
 any size are slower, and round to bfloat16 by cutting off.
 """
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from app.eager import fill
 from app.lines import Columns
-from model.bf16 import Bf16Block
+from model.bf16 import MixedBlock
 from model.likelihood import Bernoulli
 from model.vae import LOG_SIGMA_MAX, LOG_SIGMA_MIN, VAE, Decoder, Encoder, ResidualBlock
 
@@ -283,13 +283,14 @@ class _Ops:
         return value
 
     def block(self, value: Value, block: nn.Module) -> Value:
-        """Add what a residual block adds; a block of `model.bf16` computes that in bfloat16."""
-        if isinstance(block, Bf16Block):
-            one = self.fixed(torch.ones((), dtype=torch.bfloat16))
-            inner = self.o.convert(self.o.swish(value), "bf16")
-            inner = self.convolution(self.o.swish(self.convolution(inner, block.first), one), block.second)
-            return self.o.add(value, self.o.convert(inner, "f32"))
-        if not isinstance(block, ResidualBlock):
+        """Add what a residual block adds; in a block of `model.bf16`, each convolution has a precision of its own."""
+        if not isinstance(block, ResidualBlock | MixedBlock):
             raise TypeError(f"got a layer {type(block).__name__} that has no operation in a graph")
-        inner = self.o.swish(self.convolution(self.o.swish(value), block.first))
-        return self.o.add(value, self.convolution(inner, block.second))
+        inner = self.convolution(self.like(self.o.swish(value), block.first.weight), block.first)
+        one = self.fixed(torch.ones((), dtype=block.first.weight.dtype))
+        inner = self.convolution(self.like(self.o.swish(inner, one), block.second.weight), block.second)
+        return self.o.add(value, self.o.convert(inner, "f32"))
+
+    def like(self, value: Value, weight: Tensor) -> Value:
+        """Return a value in the precision of a weight."""
+        return self.o.convert(value, "bf16" if weight.dtype is torch.bfloat16 else "f32")

@@ -80,8 +80,9 @@ class Engine:
         self._device = torch.device(device)
         self.max_batch = max_batch or MAX_BATCH.get(self._device.type, 64)
         self.streams = streams or (min(MAX_STREAMS, usable_cores()) if self._device.type == "cpu" else 1)
+        network = in_bf16(loaded.vae) if precision == "bf16" else loaded.vae
         self._vae = loaded.vae.to(self._device)  # what scores are computed with, always in fp32
-        self._network = in_bf16(self._vae) if precision == "bf16" else self._vae
+        self._network = network.to(self._device)
         self.parameters = self._vae.parameter_count()
         self.name, self.digest = loaded.notes.name, loaded.digest[:16]
         self.notes, self.config = loaded.notes, loaded.vae.config
@@ -91,9 +92,9 @@ class Engine:
         self._path, self.path = self._choose_path(path)
         self.map: LatentMap | None = None
         self.exact_kl = self._vae.prior.closed_form_kl
-        network = self._compiled[0] if self._compiled else None
-        self.encode = Op("encode", network.encode_with_kl if network and self.exact_kl else self._runner(self._encode))
-        self.decode = Op("decode", network.mean_images if network else self._runner(self._decode))
+        graphs = self._compiled[0] if self._compiled else None
+        self.encode = Op("encode", graphs.encode_with_kl if graphs and self.exact_kl else self._runner(self._encode))
+        self.decode = Op("decode", graphs.mean_images if graphs else self._runner(self._decode))
         self.draw = Op("sample", self._runner(self._draw))
         self.weigh = Op("score", self._runner(self._weigh))
         self._pads = not self._compiled or not self.exact_kl  # a learned prior's layers are torch's on every path
