@@ -31,7 +31,7 @@ check: $(VENV)/.dev ## check format, lint and types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-train: $(VENV)/.serve ## train a model (TRAIN_ARGS="--preset mnist --time-budget 1200"; see docs/training.md)
+train: $(VENV)/.serve ## train a model (TRAIN_ARGS="--preset quick"; see docs/training.md)
 	@$(BIN)/vae train $(TRAIN_ARGS)
 
 bench: $(VENV)/.serve ## measure speed beside other servers (BENCH_ARGS="--quick"; see docs/performance.md)

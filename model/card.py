@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from model.checkpoint import Notes, write_atomically
+from model.checkpoint import Checkpoint, Notes, write_atomically
 from model.vae import VAEConfig
 
 UNKNOWN = "?"
@@ -72,16 +72,41 @@ a `percentile` near 0 says that it means little.
 
 def figures(config: VAEConfig, metrics: dict[str, Any]) -> str:
     """Return the rows of the card's table."""
-    few, many, accuracy = metrics["few"], metrics["many"], metrics.get("linear_probe_accuracy")
-    rows = [
-        (f"NLL, K = {many}", f"**{metrics[f'nll_{many}']:.2f} ± {metrics['nll_standard_error']:.2f}** nats"),
-        (f"NLL, K = {few}", f"{metrics[f'nll_{few}']:.2f} nats"),
-        ("negative ELBO", f"{metrics['negative_elbo']:.2f} nats"),
-        ("of which reconstruction", f"{-metrics['reconstruction']:.2f} nats"),
-        ("of which KL", f"{metrics['kl']:.2f} nats"),
-        ("negative ELBO on training images", f"{metrics['train_negative_elbo']:.2f} nats"),
-        ("active latents", f"{metrics['active_units']} of {config.latent_dim}"),
-        ("linear probe on mu", "" if accuracy is None else f"{100 * accuracy:.1f} % of the labels"),
-        ("encode, decode", f"{metrics['encode_mflop']:.1f}, {metrics['decode_mflop']:.1f} MFLOP an image"),
+    few, many = metrics["few"], metrics["many"]
+    values = _main_figures(config, metrics)
+    rows = {
+        f"NLL, K = {many}": f"**{values.pop(f'NLL, K = {many}').removesuffix(' nats')}** nats",
+        f"NLL, K = {few}": f"{metrics[f'nll_{few}']:.2f} nats",
+        "negative ELBO": values.pop("negative ELBO"),
+        "of which reconstruction": f"{-metrics['reconstruction']:.2f} nats",
+        "of which KL": f"{metrics['kl']:.2f} nats",
+        "negative ELBO on training images": f"{metrics['train_negative_elbo']:.2f} nats",
+        **values,
+    }
+    return "\n".join(f"| {name} | {value} |" for name, value in rows.items() if value)
+
+
+def comparison(models: list[Checkpoint]) -> str:
+    """Return a table of evaluated models side by side, as Markdown."""
+    columns = [
+        {
+            "": f"`{model.notes.name}`",
+            "images": model.notes.trained_on,
+            "prior": {"standard_normal": "N(0, I)", "realnvp": "RealNVP"}[model.vae.config.prior],
+            **_main_figures(model.vae.config, model.notes.metrics),
+        }
+        for model in models
     ]
-    return "\n".join(f"| {name} | {value} |" for name, value in rows if value)
+    lines = [f"| {' | '.join([name, *(column[name] for column in columns)])} |" for name in columns[0]]
+    return "\n".join([lines[0], "|---" * (len(models) + 1) + "|", *lines[1:]])
+
+
+def _main_figures(config: VAEConfig, metrics: dict[str, Any]) -> dict[str, str]:
+    many, accuracy = metrics["many"], metrics.get("linear_probe_accuracy")
+    return {
+        f"NLL, K = {many}": f"{metrics[f'nll_{many}']:.2f} ± {metrics['nll_standard_error']:.2f} nats",
+        "negative ELBO": f"{metrics['negative_elbo']:.2f} nats",
+        "active latents": f"{metrics['active_units']} of {config.latent_dim}",
+        "linear probe on mu": "" if accuracy is None else f"{100 * accuracy:.1f} % of the labels",
+        "encode, decode": f"{metrics['encode_mflop']:.1f}, {metrics['decode_mflop']:.1f} MFLOP an image",
+    }

@@ -92,13 +92,13 @@ class TrainConfig:
     objective: ObjectiveName = field(default="elbo", metadata=_about("What is maximized.", kind=OBJECTIVES))
     draws: int = _field(1, "Draws K of z for each image and step.", 1)
     batch_size: int = _field(256, "Images per step; all of them where there are fewer.", 1)
-    learning_rate: float = _field(1e-3, "Peak learning rate of AdamW.", most=1)
+    learning_rate: float = _field(1.5e-3, "Peak learning rate of AdamW.", most=1)
     weight_decay: float = _field(1e-4, "Weight decay, on matrices and kernels only.", most=1)
     warmup_steps: int = _field(500, "Steps until the peak learning rate.")
     kl_warmup: float = _field(0.05, "Share of the run over which the KL's weight rises to 1.", most=1)
     clip: float = _field(100.0, "Largest global gradient norm.", 1e-6)
     ema: float = _field(0.999, "Decay of the moving average of the weights.", most=1)
-    epochs: int = _field(200, "Most passes over the data.", 1)
+    epochs: int = _field(100, "Most passes over the data.", 1)
     max_steps: int = _field(0, "Most updates; 0: no limit.")
     time_budget: float = _field(0.0, "Most training time, annealed to end with it; 0: no limit.", kind=duration)
     evaluate_every: int = _field(1, "Epochs between evaluations.", 1)
@@ -166,11 +166,18 @@ class TrainConfig:
 _MNIST = TrainConfig()
 PRESETS = {
     "mnist": _MNIST,
-    "quick": replace(_MNIST, name="quick", learning_rate=1.5e-3, time_budget=1200.0),
+    "quick": replace(_MNIST, name="quick", batch_size=128, time_budget=1200.0),
     "mnist-flow": replace(
-        _MNIST, name="mnist-flow", prior="realnvp", start_from="mnist", warmup_steps=200, kl_warmup=0.0, epochs=10
+        _MNIST,
+        name="mnist-flow",
+        prior="realnvp",
+        start_from="mnist",
+        learning_rate=1e-3,
+        warmup_steps=200,
+        kl_warmup=0.0,
+        epochs=20,
     ),
-    "fashion": replace(_MNIST, name="fashion", data="fashion-mnist", weight_decay=0.01),
+    "fashion": replace(_MNIST, name="fashion", data="fashion-mnist", learning_rate=1e-3, weight_decay=0.01, epochs=30),
     "folder": replace(
         _MNIST,
         name="folder",
@@ -181,6 +188,8 @@ PRESETS = {
         latent_dim=128,
         widths=(64, 96),
         likelihood="discretized_logistic",
+        learning_rate=1e-3,
+        epochs=200,
     ),
     "smoke": replace(_MNIST, name="smoke", latent_dim=8, widths=(8,), blocks=(1,), hidden=32, batch_size=64, epochs=1),
 }

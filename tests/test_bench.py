@@ -21,6 +21,7 @@ from bench.nll_over_http import log_bernoulli, log_normal, read_npy
 from bench.pictures import npy
 from bench.processes import ROOT, family
 from bench.rows import OURS, closed, spread
+from bench.steady import figures, holds
 
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 REFUSAL = b"HTTP/1.1 429 Too Many Requests\r\ncontent-length: 0\r\n\r\n"
@@ -183,3 +184,27 @@ def test_an_array_answer_is_read_as_it_was_written() -> None:
     array = np.arange(6, dtype=np.float32).reshape(1, 2, 3)
     assert np.array_equal(read_npy(npy(array)), array)
     assert np.array_equal(read_npy(npy(array[0, 0])), array[0, 0])
+
+
+@pytest.mark.parametrize(
+    ("memory", "p99", "errors", "steady"),
+    [(0.0, 0.0, 0, True), (1.0, 0.0, 0, False), (0.0, 100.0, 0, False), (0.0, 0.0, 1, False)],
+)
+def test_growing_memory_growing_latencies_and_errors_are_told_from_a_steady_server(
+    memory: float, p99: float, errors: int, steady: bool
+) -> None:
+    stretches = [
+        {
+            "requests": 10,
+            "errors": errors,
+            "per_second": 5,
+            "p50_ms": 1,
+            "p99_ms": 300 + i * p99,
+            "memory_mib": 400 + i * memory,
+        }
+        for i in range(20)
+    ]
+    result = figures(stretches)
+    assert result["minutes"] == 10
+    assert result["memory slope after warm-up, MiB an hour"] == pytest.approx(120 * memory, abs=1e-6)
+    assert holds(result) is steady
