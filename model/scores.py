@@ -72,7 +72,7 @@ def posterior(vae: VAE, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def bounds(vae: VAE, x: Tensor, draws: int, items: NDArray[Any], seed: int) -> NDArray[np.float64]:
+def bounds(vae: VAE, x: Tensor, draws: int, items: NDArray[Any], seed: int, quiet: bool = False) -> NDArray[np.float64]:
     """Return the importance-weighted bound of some images, in nats.
 
     The noise of an image depends on its index and the seed alone, and few draws are the first of many: the
@@ -84,13 +84,14 @@ def bounds(vae: VAE, x: Tensor, draws: int, items: NDArray[Any], seed: int) -> N
         draws: ``K``.
         items: indices into ``x``, ``(M,)``, M at least 1.
         seed: of the noise.
+        quiet: without a progress bar.
 
     Returns:
         ``(M,)``.
     """
     mu, sigma = posterior(vae, x[items])
     results = []
-    with tqdm(total=len(items), desc=f"bound with {draws} draws", unit=" images") as bar:
+    with tqdm(total=len(items), desc=f"bound with {draws} draws", unit=" images", disable=quiet) as bar:
         for start in range(0, len(items), step := max(1, ROWS // draws)):
             chosen = slice(start, start + step)
             epsilon = np.concatenate([noise(seed, 1, (draws, mu.shape[1]), int(item)) for item in items[chosen]])

@@ -12,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from tqdm import tqdm
@@ -30,7 +31,7 @@ from model.optimize import (
 )
 from model.parallel import Team
 from model.pictures import save_pictures
-from model.scores import mean_terms, place, soft_elbo
+from model.scores import MeanTerms, bounds, mean_terms, place, soft_elbo
 from model.train_config import TrainConfig
 from model.training_log import TrainingLog
 from model.training_state import SavedState, TrainingState
@@ -181,6 +182,7 @@ class Training:
             raise DivergedError(f"the average of {bad} is not finite; lower --learning-rate")
         x = self.batches.validation
         terms = mean_terms(served.to(self.device), x, VALIDATION_SEED) if len(x) else None
+        negative_bound = self.negative_bound(served, terms)
         served.to("cpu")
         line = {
             "step": state.step,
@@ -190,14 +192,28 @@ class Training:
             "train_negative_elbo": round(train_loss, 4) if math.isfinite(train_loss) else None,
             "validation_negative_elbo": round(-terms.elbo, 4) if terms else None,
             "validation_kl": round(terms.kl, 4) if terms else None,
+            "validation_negative_bound": round(negative_bound, 4) if terms else None,
             "skipped": state.guard.skipped,
         }
         self.log.write(line)
-        if terms is None or -terms.elbo < state.best:  # without validation images the newest is the best
-            state.best = math.inf if terms is None else -terms.elbo
+        if terms is None or negative_bound < state.best:  # without validation images the newest is the best
+            state.best = negative_bound
             self.write_model("best", served)
         self.save(served)
         save_pictures(served, x[:PICTURED].cpu(), self.out)
+
+    def negative_bound(self, served: VAE, terms: MeanTerms | None) -> float:
+        """Return what the best weights have least of: the negative bound that is trained for, on validation images.
+
+        That is the negative ELBO, or the importance-weighted bound, negative, at the training's number of draws.
+        """
+        if terms is None:
+            return math.inf
+        if self.config.objective == "elbo":
+            return -terms.elbo
+        x = self.batches.validation
+        every, draws = np.arange(len(x)), self.config.draws
+        return -float(bounds(served, x, draws, every, VALIDATION_SEED, quiet=True).mean())
 
     def averaged(self) -> VAE:
         """Return a copy of the network on the CPU with the averaged weights, which is what gets served."""
@@ -253,5 +269,7 @@ class Training:
         if before != self.batches.count:
             raise data.DataError(f"that run had {before} training images, there are {self.batches.count} now")
         self.state.restore(saved)
+        if any(saved.config.get(name) != getattr(self.config, name) for name in ("objective", "draws")):
+            self.state.best = math.inf  # of another bound
         self.started = time.monotonic()
         self.done = self.progress()

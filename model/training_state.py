@@ -53,7 +53,7 @@ class TrainingState:
         guard: the gradient norms seen last.
         step: updates done, skipped ones included.
         seconds: training time so far, over all resumes.
-        best: lowest negative ELBO on the validation images so far, in nats; infinite before the first.
+        best: lowest negative bound on the validation images so far, in nats; infinite before the first.
     """
 
     vae: VAE

@@ -1,9 +1,11 @@
 """An interruption of a training changes nothing: not a stop between steps, not a signal, not ``kill -9``."""
 
 import json
+import math
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +90,15 @@ def test_a_state_file_that_is_not_whole_or_of_another_network_is_refused(tmp_pat
         path.write_bytes(damaged)
         with pytest.raises(checkpoint.CheckpointError, match="not a readable training state"):
             read_state(path)
+
+
+def test_a_run_that_goes_on_with_another_objective_forgets_the_best_of_the_first(tmp_path: Path) -> None:
+    runs.train(tmp_path, max_steps=4)
+    saved = read_state(tmp_path / "state.safetensors")
+    training = Training(replace(TINY, objective="iwae", draws=2), runs.dataset(), tmp_path)
+    training.resume(saved)
+    assert saved.numbers["best"] < math.inf
+    assert training.state.best == math.inf
 
 
 def test_the_best_of_the_first_part_stays_the_best_where_the_second_is_worse(tmp_path: Path) -> None:

@@ -13,9 +13,11 @@ import pytest
 import torch
 
 from model import checkpoint
+from model.batches import VALIDATION_SEED
 from model.data import Dataset
-from model.elbo import elbo_terms
+from model.elbo import ObjectiveName, elbo_terms
 from model.optimize import DivergedError, MovingAverage
+from model.scores import bounds
 from model.training import Training
 from model.training_state import read_state
 from tests import runs
@@ -104,6 +106,21 @@ def test_a_run_leaves_models_that_load_a_log_in_json_and_pictures(tmp_path: Path
     for name, value in last.vae.state_dict().items():
         assert torch.equal(value, training.state.average.values[name])  # the average is served
         assert not torch.equal(value, training.state.vae.state_dict()[name])
+
+
+@pytest.mark.parametrize("objective", ["iwae", "dreg"])
+def test_the_best_weights_are_those_of_the_bound_that_is_trained_for(
+    tmp_path: Path, often: None, objective: ObjectiveName
+) -> None:
+    training = runs.train(tmp_path, objective=objective, draws=3)
+    lines = log_of(tmp_path)
+    losses = {line["step"]: line["validation_negative_bound"] for line in lines}
+    assert all(line["validation_negative_bound"] < line["validation_negative_elbo"] for line in lines)
+    best = checkpoint.load(tmp_path / "best.safetensors")
+    assert losses[best.notes.training["steps"]] == min(losses.values()) == round(training.state.best, 4)
+    x = training.batches.validation
+    again = -bounds(best.vae, x, 3, np.arange(len(x)), VALIDATION_SEED).mean()
+    assert again == pytest.approx(training.state.best, abs=1e-4)
 
 
 @pytest.mark.parametrize(("validation", "scored"), [(10, 10), (0, 100)])
