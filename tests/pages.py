@@ -24,8 +24,13 @@ from PIL import Image
 from service_process import ROOT, free_port
 
 from app.client import Client
+from model import checkpoint
+from model.card import comparison
 
+README = ROOT / "README.md"
 PAGES = [ROOT / "docs" / "api.md", *sorted((ROOT / "docs" / "tutorials").glob("*.md"))]
+MODELS = ("mnist", "mnist-flow")
+TABLE = re.compile(r"^\|  \| `mnist` \|.*?\n\n", re.MULTILINE | re.DOTALL)
 SERVER = "localhost:8000"  # as pages name the server that runs already
 OWN = "localhost:9000"  # as pages name one that they start themselves
 TOLERANCE = 0.05  # of a number, relative and absolute: fp32 or bf16, one processor or another
@@ -34,6 +39,14 @@ BLOCK_S = 120
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PICTURE = re.compile(r"!\[[^\]]*\]\(pictures/([\w.-]+)\)")
 NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?")
+
+
+def with_models(text: str) -> str:
+    """Return the README with the table of what was measured of the bundled models."""
+    table = comparison([checkpoint.load(checkpoint.resolve(name)) for name in MODELS])
+    found = TABLE.search(text)
+    assert found, "the README has no table of models"
+    return text[: found.start()] + table + "\n\n" + text[found.end() :]
 
 
 class Block(NamedTuple):

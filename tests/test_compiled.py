@@ -173,8 +173,9 @@ def test_the_use_of_the_compiler_is_reported_to_nobody(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_ten_thousand_images_are_within_tolerance_of_fp32_in_every_company(one_thread: None) -> None:
-    file = checkpoint.resolve("mnist")
+@pytest.mark.parametrize("name", ["mnist", "mnist-flow"])
+def test_ten_thousand_images_are_within_tolerance_of_fp32_in_every_company(one_thread: None, name: str) -> None:
+    file = checkpoint.resolve(name)
     vae = checkpoint.load(file).vae
     images = drawn_images(vae, 10_000, 5).astype(np.float32) / np.float32(255)
     reference = [vae.encode(torch.from_numpy(images[i : i + 100])) for i in range(0, len(images), 100)]

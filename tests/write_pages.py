@@ -8,12 +8,13 @@ import sys
 import tempfile
 from pathlib import Path
 
-from pages import PAGES, keep_pictures, rewritten, run
+from pages import PAGES, README, keep_pictures, rewritten, run, with_models
 from service_process import Server
 
 
 def main(pages: list[Path]) -> None:
-    """Run every page against a server of its own."""
+    """Write the table of models, and run every page against a server of its own."""
+    README.write_text(with_models(README.read_text()))
     with tempfile.TemporaryDirectory() as folder:
         server = Server(Path(folder) / "server.log", {"drain_delay_s": 0})
         try:
