@@ -17,6 +17,7 @@ MAX_SKIPS_IN_A_ROW = 10
 NORMS_REMEMBERED = 101
 NORMS_NEEDED = 20  # before their median says what is usual
 OUTLIER = 10.0  # times that median
+SCALE_RATE = 20.0
 
 
 class DivergedError(RuntimeError):
@@ -26,6 +27,9 @@ class DivergedError(RuntimeError):
 def make_optimizer(network: nn.Module, learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
     """Return AdamW (Loshchilov & Hutter 2019) that decays matrices and kernels, not biases or scales.
 
+    A likelihood's ``log_scale`` has far to go, and Adam moves every number by about the rate in a step: it gets a
+    rate of its own, `SCALE_RATE` times the others', as the group's ``rate`` says.
+
     Args:
         network: its parameters, in their order, are what a saved state refers to.
         learning_rate: the first one; the caller sets it anew at each step.
@@ -33,9 +37,13 @@ def make_optimizer(network: nn.Module, learning_rate: float, weight_decay: float
     """
     decayed: list[nn.Parameter] = []
     kept: list[nn.Parameter] = []
+    scales: list[nn.Parameter] = []
     for name, parameter in network.named_parameters():
-        (decayed if name.endswith("weight") and parameter.ndim > 1 else kept).append(parameter)
+        wanted = scales if name.endswith("log_scale") else kept
+        (decayed if name.endswith("weight") and parameter.ndim > 1 else wanted).append(parameter)
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
+    if scales:
+        groups.append({"params": scales, "weight_decay": 0.0, "rate": SCALE_RATE})
     fused = decayed[0].device.type == "cuda"
     return torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.99), foreach=not fused, fused=fused)
 

@@ -113,7 +113,7 @@ class Training:
             nn.utils.clip_grads_with_norm_(state.vae.parameters(), config.clip, norm)
             rate = learning_rate_at(config.learning_rate, state.step, config.warmup_steps, self.done)
             for group in state.optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = rate * group.get("rate", 1.0)
             state.optimizer.step()
             state.average.update(state.vae, state.step)
         state.step += 1

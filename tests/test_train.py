@@ -4,6 +4,7 @@ import copy
 import json
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -140,6 +141,16 @@ def test_training_lowers_the_negative_elbo(tmp_path: Path) -> None:
     assert [line["step"] for line in lines] == [50, 100, 150]  # epochs of 5 steps are too short to be evaluated each
     assert lines[-1]["validation_negative_elbo"] < 30  # 64 pixels times ln 2, 44, before the first step
     assert lines[-1]["validation_kl"] > 0.5
+
+
+def test_the_scale_of_pixels_is_learned_twenty_times_as_fast(tmp_path: Path) -> None:
+    training = Training(replace(TINY, likelihood="gaussian", warmup_steps=0), runs.dataset(), tmp_path)
+    scale, weight = training.state.vae.likelihood.log_scale, training.state.vae.encoder.mu.bias
+    before = [float(parameter.detach().flatten()[0]) for parameter in (scale, weight)]
+    training.update()  # Adam's first step is the rate itself
+    after = [float(parameter.detach().flatten()[0]) for parameter in (scale, weight)]
+    moved = [abs(b - a) for a, b in zip(before, after, strict=True)]
+    assert moved[0] == pytest.approx(20 * moved[1], rel=0.01)
 
 
 def test_without_validation_images_the_newest_model_is_the_best(tmp_path: Path, often: None) -> None:
