@@ -2,10 +2,7 @@
 
 The load goes up and down between less than can be served and four times as much: images to encode, latents to
 decode, seeded samples, divergences, scores, tampered bodies, clients who leave, connections that never finish, and
-SIGHUP. Every answer that can be known is compared. Writes a report in JSON, and a table.
-
-A reload moves memory by some ten megabytes, up or down, as new weights lie elsewhere than the old ones. So all reloads
-come before the memory counts, whose growth under load is to be seen to a megabyte an hour.
+now and then SIGHUP. Every answer that can be known is compared. Writes a report in JSON, and a table.
 """
 
 import argparse
@@ -42,7 +39,6 @@ MAX_SLOPE_MB_H = 1.0
 WARM_UP = 0.4  # of the time, after which memory counts
 SECTION_S = 20.0  # of one level of load
 LEVELS = (0.5, 1.0, 4.0, 1.0, 2.0)  # times the capacity
-RELOADS = 5
 SETTINGS = {"drain_delay_s": 0, "deadline_s": 5, "max_queue_items": 1024}
 
 Ask = tuple[bytes, Callable[[Answer], str | None]]
@@ -158,21 +154,21 @@ async def leave(pool: Pool, data: bytes, seen: Seen) -> None:
     seen.left += 1
 
 
-def watch(server: Server, seen: Seen, stop: threading.Event, minutes: float) -> None:
-    """Write the memory down once a second, and reload the weights now and then until it counts."""
-    begin, every = time.monotonic(), max(1, int(60 * minutes * WARM_UP / (RELOADS + 1)))
+def watch(server: Server, seen: Seen, stop: threading.Event) -> None:
+    """Write the memory down once a second, and reload the weights every five minutes."""
+    begin = time.monotonic()
     for second in itertools.count(1):
         if stop.wait(max(0.0, begin + second - time.monotonic())):
             return
         seen.memory.append((time.monotonic() - begin, memory_of(server)))
-        if second in range(every, (RELOADS + 1) * every, every):
+        if second % 300 == 0:
             os.kill(server.pid, signal.SIGHUP)
 
 
 def slope_mb_h(memory: list[tuple[float, int]]) -> float:
-    """Return by how many megabytes an hour memory grows, fitted to the lowest value of each round of all levels."""
-    after, round_s = memory[int(len(memory) * WARM_UP) :], int(SECTION_S * len(LEVELS))
-    groups = [after[i : i + round_s] for i in range(0, len(after) - round_s // 2, round_s)]
+    """Return by how many megabytes an hour memory grows, fitted to the lowest value of each half minute."""
+    after = memory[int(len(memory) * WARM_UP) :]
+    groups = [after[i : i + 30] for i in range(0, len(after), 30)]
     lowest = [min(group, key=lambda one: one[1]) for group in groups]
     times, values = np.array(lowest, np.float64).T
     return float(np.polyfit(times / 3600, values / 1e6, 1)[0]) if len(lowest) > 1 else 0.0
@@ -195,7 +191,7 @@ def soak(minutes: float, folder: Path) -> dict[str, object]:
     pictures, seen, stop = Pictures(2_000), Seen(), threading.Event()
     server = Server(folder / "log.txt", SETTINGS)
     server.wait_until_ready()
-    watcher = threading.Thread(target=watch, args=(server, seen, stop, minutes))
+    watcher = threading.Thread(target=watch, args=(server, seen, stop))
     watcher.start()
     begin = time.monotonic()
     try:
