@@ -1,8 +1,8 @@
 """What one connection may cost: uvicorn's HTTP protocol, with limits where uvicorn has none.
 
 Caps the header block, the time in which a request must arrive, the chunks of a body, the requests that wait for an
-earlier one's answer, the connections, and the answers that nobody reads; refuses with ``malformed_http``,
-``headers_too_large``, ``too_slow`` and ``too_many_connections``. Knows no route and no setting.
+earlier one's answer, and the answers that nobody reads; refuses with ``malformed_http``, ``headers_too_large`` and
+``too_slow``, and has the words for one connection too many. Knows no route and no setting.
 """
 
 import asyncio
@@ -70,6 +70,11 @@ REFUSALS: Final = {  # code -> (status, title, detail)
 }
 
 
+def refusal(code: str, state: State) -> bytes:
+    """Return the whole answer that ends a connection."""
+    return plain_answer(code, *REFUSALS[code], state.digest())
+
+
 class Refused(Exception):
     """Raised inside the parser's callbacks to end the connection."""
 
@@ -111,14 +116,11 @@ class Guard(HttpToolsProtocol):
         self._code = "malformed_http"  # of the refusal, if the parser stops
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Start the clock, or refuse one connection too many."""
+        """Start the clock."""
         super().connection_made(transport)
         self.flow = flow = Flow(transport)
         flow.waiting = self.pipeline
-        if len(self.connections) > self._limits.connections:
-            self._refuse("too_many_connections")
-        else:
-            self._start_clock()
+        self._start_clock()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop the clock."""
@@ -291,7 +293,7 @@ class Guard(HttpToolsProtocol):
         """End the connection, with an answer where the other side is waiting for this one."""
         waits = not self.cycle.response_started if self._in_body else self._is_idle()
         if waits and not self.pipeline and not self.transport.get_write_buffer_size():
-            self.transport.write(plain_answer(code, *REFUSALS[code], self.server_state.digest()))
+            self.transport.write(refusal(code, self.server_state))
             self.transport.close()
         else:
             self.transport.abort()

@@ -6,11 +6,13 @@ import os
 import socket
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final
 
 EXIT_NO_PORT: Final = 3
 BACKLOG: Final = 2048  # connections that the kernel accepts ahead of us
 PAUSE_S: Final = 1.0  # without accepting, where there is no room for another open file
+UNREAD: Final = 65_536  # bytes of a request that are read before its connection is refused
 log = logging.getLogger("vae")
 
 
@@ -29,17 +31,25 @@ class Acceptor:
     """Accepts all connections that wait, whenever the event loop comes by.
 
     libuv takes one at each turn. A turn under load answers everybody who is connected, so that of a thousand who come
-    at once some would wait for seconds. Like ``asyncio.Server`` as far as uvicorn needs it.
+    at once some would wait for seconds. One too many is refused here, where it costs a system call or two: a crowd
+    that is turned away leaves nothing in memory. Like ``asyncio.Server`` as far as uvicorn needs it.
     """
 
-    def __init__(self, listener: socket.socket, protocol: Callable[[], asyncio.Protocol]) -> None:
+    def __init__(
+        self,
+        listener: socket.socket,
+        protocol: Callable[[], asyncio.Protocol],
+        refusal: Callable[[int], bytes] = lambda _: b"",
+    ) -> None:
         """Begin to accept, on the running loop.
 
         Args:
             listener: a listening socket; closed at the end.
             protocol: makes what serves a connection.
+            refusal: gets the number of connections that are accepted and not yet served; returns what one more is
+                told at its end, nothing where it is welcome.
         """
-        self._listener, self._protocol = listener, protocol
+        self._listener, self._protocol, self._refusal = listener, protocol, refusal
         self._loop = asyncio.get_running_loop()
         self._connecting: set[asyncio.Task[object]] = set()
         self._pause: asyncio.TimerHandle | None = None
@@ -74,11 +84,22 @@ class Acceptor:
                 self._pause = self._loop.call_later(PAUSE_S, self._begin)
                 return
             connection.setblocking(False)
+            if answer := self._refusal(len(self._connecting)):
+                _refuse(connection, answer)
+                continue
             task: asyncio.Task[object] = self._loop.create_task(
                 self._loop.connect_accepted_socket(self._protocol, connection)
             )
             self._connecting.add(task)
             task.add_done_callback(self._connecting.discard)
+
+
+def _refuse(connection: socket.socket, answer: bytes) -> None:
+    """Tell and close; unread bytes would turn the end into a reset, which may overtake the answer."""
+    with connection, suppress(OSError):
+        connection.send(answer)
+        connection.shutdown(socket.SHUT_WR)
+        connection.recv(UNREAD)
 
 
 def url(listener: socket.socket) -> str:

@@ -24,7 +24,7 @@ import uvicorn
 
 from app import logs
 from app.errors import Unavailable
-from app.guard import Guard, Limits, State
+from app.guard import Guard, Limits, State, refusal
 from app.listening import EXIT_NO_PORT, Acceptor, listen, url
 from app.problems import outer_answer
 from app.settings import Settings, SettingsError
@@ -116,6 +116,7 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self.server_state = State()
         self._app, self._settings, self._crew = app, settings, crew
+        self._connections = limits.connections
         self._service: Drainable = app.state.service
         self.server_state.digest = self._digest  # type: ignore[method-assign]
         self._opened = asyncio.Event()  # the crew is complete, or it is over
@@ -138,9 +139,15 @@ class Server(uvicorn.Server):
         guard: Any = self.config.http_protocol_class
         protocol = partial(guard, self.config, self.server_state, self.lifespan.state)
         for listener in sockets or ():
-            self.servers.append(Acceptor(listener, protocol))  # type: ignore[arg-type]  # what uvicorn needs of it
+            acceptor = Acceptor(listener, protocol, self._one_too_many)
+            self.servers.append(acceptor)  # type: ignore[arg-type]  # what uvicorn needs of it
             if self._crew is None:
                 log.info("listening on %s", url(listener))
+
+    def _one_too_many(self, connecting: int) -> bytes:
+        if len(self.server_state.connections) + connecting < self._connections:
+            return b""
+        return refusal("too_many_connections", self.server_state)
 
     async def _join(self, crew: Crew) -> None:
         """Wait until the whole crew is ready, and drain as soon as its parent is gone."""

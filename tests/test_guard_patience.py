@@ -2,7 +2,7 @@ import asyncio
 from dataclasses import replace
 
 import pytest
-from guard_fakes import GET, LARGE, SHORT, guarded, play, refusal
+from guard_fakes import GET, LARGE, SHORT, guarded, play
 
 
 def test_a_slow_reader_of_a_large_answer_is_not_harmed():
@@ -88,24 +88,6 @@ def test_an_early_answer_is_followed_by_no_second_one():
             await client.send(b"POST /early HTTP/1.1\r\nHost: x\r\nContent-Length: 500\r\n\r\nhalf")
             assert await client.answer() == (200, {"content-length": "6"}, b"/early")
             assert await client.rest() == b""
-
-    play(scenario)
-
-
-def test_one_connection_too_many_is_refused_and_there_is_room_again_later():
-    async def scenario():
-        async with guarded() as (_, state, connect):
-            clients = [await connect() for _ in range(4)]
-            for client in clients:
-                await client.send(GET)
-                assert (await client.answer())[0] == 200
-            assert refusal(await (await connect()).rest()) == (503, "too_many_connections")
-            clients[0].writer.close()
-            while len(state.connections) == 4:
-                await asyncio.sleep(0.01)
-            client = await connect()
-            await client.send(GET)
-            assert (await client.answer())[0] == 200
 
     play(scenario)
 

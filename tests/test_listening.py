@@ -47,6 +47,12 @@ def greeted(callers: list[socket.socket]) -> int:
     return count
 
 
+def until_end(caller: socket.socket) -> bytes:
+    """Return all that a caller is told; closes it."""
+    with caller, caller.makefile("rb") as said:
+        return said.read()
+
+
 @pytest.mark.parametrize("make_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
 def test_all_who_wait_are_accepted_in_a_few_turns_of_the_loop(listener: socket.socket, make_loop: object) -> None:
     callers, made = connected(listener, COMING), list[Greeter]()
@@ -113,3 +119,28 @@ def test_where_no_file_can_be_opened_it_waits_and_goes_on(
     asyncio.run(live())
     assert greeted(callers) == 2
     assert [record.levelname for record in caplog.records if record.name == "vae"] == ["WARNING"] * 3
+
+
+def test_who_is_one_too_many_is_told_so_whatever_he_has_sent_and_nothing_is_made_for_him(
+    listener: socket.socket,
+) -> None:
+    callers, made = connected(listener, COMING), list[Greeter]()
+    for caller in callers:
+        caller.sendall(b"GET / HTTP/1.1\r\n\r\n")
+
+    def greeter() -> Greeter:
+        made.append(Greeter())
+        return made[-1]
+
+    def refusal(connecting: int) -> bytes:
+        return b"" if len(made) + connecting < 3 else b"enough"
+
+    async def live() -> None:
+        acceptor = Acceptor(listener, greeter, refusal)
+        await asyncio.sleep(0.2)
+        acceptor.close()
+
+    asyncio.run(live())
+    assert len(made) == 3
+    assert greeted(callers[:3]) == 3
+    assert [until_end(caller) for caller in callers[3:]] == [b"enough"] * (COMING - 3)

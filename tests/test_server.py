@@ -13,6 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 from crowds import NPY_BOTH, gated
+from guard_fakes import GET, refusal
 from load_client import request as written
 from service_pictures import ink, npy
 
@@ -261,3 +262,23 @@ def test_too_many_connections_for_the_limit_of_open_files_is_a_warning_and_a_low
             assert "only 300 files" in server.wait_for("VAE_MAX_CONNECTIONS")["message"]
         finally:
             process.kill()
+
+
+def test_one_connection_too_many_is_refused_and_there_is_room_again_later():
+    def rest(connection):
+        return b"".join(iter(lambda: connection.recv(1 << 16), b""))
+
+    with running(max_connections=2) as server:
+        address = ("127.0.0.1", server.port)
+        kept = [socket.create_connection(address, SAFETY_S) for _ in range(2)]
+        for connection in kept:
+            connection.sendall(GET)
+            assert connection.recv(1 << 16).startswith(b"HTTP/1.1 200")
+        with socket.create_connection(address, SAFETY_S) as connection:
+            assert refusal(rest(connection)) == (503, "too_many_connections")
+        for connection in kept:
+            connection.close()
+        end, status = time.monotonic() + SAFETY_S, 503
+        while status == 503 and time.monotonic() < end:
+            status = ask(server, "/work?0")
+        assert status == 200
