@@ -77,6 +77,7 @@ class Service:
         self._max_queue_items = max_queue_items or settings.max_queue_items
         self.exit_status: int | None = None
         self.readers = ThreadPoolExecutor(READERS, "reader")
+        self._loader = ThreadPoolExecutor(1, "loader")
         self.body_bytes = 0
         share = -(-settings.max_bodies_bytes // settings.workers)  # rounded up
         self._max_body_bytes = max(share, settings.max_body_bytes)
@@ -90,7 +91,7 @@ class Service:
         Raises:
             SettingsError: the model or the device cannot be used.
         """
-        engine = await asyncio.to_thread(loading.load, self.settings)
+        engine = await self._load()
         if engine.device == "cpu" and self.settings.device == "auto":
             log.warning("VAE_DEVICE=auto: no GPU found, computing on the CPU")
         limit = self._max_queue_items
@@ -103,7 +104,8 @@ class Service:
         self._draining = self._refusing = True
         if self._batcher:
             await self._batcher.close()
-        self.readers.shutdown(wait=False, cancel_futures=True)
+        for threads in (self.readers, self._loader):
+            threads.shutdown(wait=False, cancel_futures=True)
 
     async def reload(self) -> None:
         """Load the model's file again and swap it in; requests in flight finish on the old weights.
@@ -122,9 +124,13 @@ class Service:
         finally:
             self._reloading = False
 
+    async def _load(self) -> Engine:
+        """Load in one and the same thread every time: torch gives each thread that uses it a team of its own."""
+        return await asyncio.get_running_loop().run_in_executor(self._loader, loading.load, self.settings)
+
     async def _reload_once(self) -> None:
         try:
-            self._use(await asyncio.to_thread(loading.load, self.settings))
+            self._use(await self._load())
         except SettingsError as error:
             log.error("reload failed, the old weights stay: %s", error)
 

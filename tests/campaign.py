@@ -48,6 +48,7 @@ ROWS = {
     "weights": Row("broken weights", ("test_service_settings.py -k weights", "test_checkpoint.py")),
     "settings": Row("wrong settings", ("test_service_settings.py -k wrong", "test_settings.py")),
     "keys": Row("no key, wrong keys, odd keys on every route", ("test_service_auth.py",)),
+    "reloads": Row("the model loaded again and again", ("test_reloads.py",)),
     "overload": Row("2 and 10 times the capacity", ("test_overload.py",)),
     "controls": Row(
         "faults built in are found", ("test_negative_controls.py", "test_batching_machine.py -k found_out")
