@@ -16,6 +16,7 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
+from app.errors import CONNECTION_CODES
 from app.problems import plain_answer
 
 STEP: Final = 1024  # bytes, besides a declared body, that are parsed before the next look whether requests wait
@@ -61,18 +62,14 @@ class State(ServerState):
         """Return what ``X-Model-Digest`` says; none where nothing is loaded."""
         return None
 
-
-REFUSALS: Final = {  # code -> (status, title, detail)
-    "malformed_http": (400, "Bad Request", "this is not a valid HTTP/1.1 request with one Host header"),
-    "too_slow": (408, "Request Timeout", "the request did not arrive in time"),
-    "headers_too_large": (431, "Request Header Fields Too Large", "the header fields are too long"),
-    "too_many_connections": (503, "Service Unavailable", "too many connections are open; try again later"),
-}
+    def rejected(self, code: str) -> None:
+        """Count a refusal."""
 
 
 def refusal(code: str, state: State) -> bytes:
-    """Return the whole answer that ends a connection."""
-    return plain_answer(code, *REFUSALS[code], state.digest())
+    """Count the refusal of a connection, by a key of ``CONNECTION_CODES``, and return its last answer."""
+    state.rejected(code)
+    return plain_answer(code, *CONNECTION_CODES[code], state.digest())
 
 
 class Refused(Exception):

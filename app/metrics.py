@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry, Metric, ProcessCollector, gener
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.utils import floatToGoString
 
-from app.errors import CODES
+from app.errors import CODES, CONNECTION_CODES
 from app.tally import Tally
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
@@ -30,6 +30,7 @@ ROUTES: Final = (
 OPS: Final = ("encode", "decode", "sample", "score", "kl")
 UNMATCHED: Final = "unmatched"  # a route that is none of ours
 OTHER: Final = "other"  # anything else that is none of ours
+REASONS: Final = (*CODES, *CONNECTION_CODES, OTHER)
 
 # Three steps a decade, from a refusal (under a millisecond) to the default deadline, 30 s.
 REQUEST_S: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
@@ -96,7 +97,7 @@ class Metrics:
 
         statuses = {"status": (*_STATUSES.values(), OTHER)}
         self._requests = family("vae_requests", "Answers sent.", routes | statuses)
-        self._rejected = family("vae_rejected", "Requests refused, by error code.", {"reason": (*CODES, OTHER)})
+        self._rejected = family("vae_rejected", "Requests and connections refused, by error code.", {"reason": REASONS})
         self._queue_items = family("vae_queue_items", "Items waiting for a batch now.", ops)
         self._request_s = family("vae_request_seconds", "Time from request to answer.", routes, *REQUEST_S)
         self._queue_s = family("vae_queue_wait_seconds", "Time waited for the first batch.", ops, *QUEUE_S)
@@ -131,8 +132,8 @@ class Metrics:
         self._queue_items.set(n, _op(op))
 
     def rejected(self, reason: str) -> None:
-        """Count a refused request; the reason is an error code."""
-        self._rejected.inc(reason if reason in CODES else OTHER)
+        """Count a refused request or connection; the reason is an error code."""
+        self._rejected.inc(reason if reason in REASONS else OTHER)
 
     def observe_posterior_kl(self, values: Iterable[float]) -> None:
         """Take the divergence of each encoded image, in nats, ``(N,)``."""

@@ -41,11 +41,19 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 log = logging.getLogger("vae")
 
 
+class Rejecting(Protocol):
+    """Where refused connections are counted."""
+
+    def rejected(self, reason: str) -> None:
+        """Count one, by its error code."""
+
+
 class Drainable(Protocol):
     """What is needed of ``app.state.service``; ``exit_status`` ends the process as soon as it is a number."""
 
     exit_status: int | None
     digest: str | None
+    metrics: "Rejecting"
 
     def begin_drain(self) -> None:
         """Report not ready from now on."""
@@ -119,6 +127,7 @@ class Server(uvicorn.Server):
         self._connections = limits.connections
         self._service: Drainable = app.state.service
         self.server_state.digest = self._digest  # type: ignore[method-assign]
+        self.server_state.rejected = self._service.metrics.rejected  # type: ignore[method-assign]
         self._opened = asyncio.Event()  # the crew is complete, or it is over
         self._draining: asyncio.Task[None] | None = None
         self._reloads: set[asyncio.Task[None]] = set()

@@ -276,6 +276,7 @@ def test_one_connection_too_many_is_refused_and_there_is_room_again_later():
             assert connection.recv(1 << 16).startswith(b"HTTP/1.1 200")
         with socket.create_connection(address, SAFETY_S) as connection:
             assert refusal(rest(connection)) == (503, "too_many_connections")
+        server.wait_for("rejected: too_many_connections")
         for connection in kept:
             connection.close()
         end, status = time.monotonic() + SAFETY_S, 503
