@@ -16,8 +16,7 @@ from service_pictures import PNG, ink, png
 from service_process import Server
 
 from app.cli import COMMANDS
-from app.errors import CODES
-from app.guard import REFUSALS
+from app.errors import CODES, CONNECTION_CODES
 from app.main import create_app
 from app.metrics import ROUTES, Metrics
 from app.settings import Settings, expected, variable
@@ -54,7 +53,7 @@ def test_every_error_code_is_in_the_api_page_with_its_status() -> None:
     text = page("docs/api.md")
     for code, (status, _) in CODES.items():
         assert re.search(rf"^\| {status} \|.*`{code}`", text, re.MULTILINE), code
-    for code, (status, *_) in REFUSALS.items():
+    for code, (status, *_) in CONNECTION_CODES.items():
         assert f"{status} `{code}`" in text.replace("\n", " "), code
 
 
