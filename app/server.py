@@ -242,7 +242,8 @@ class Server(uvicorn.Server):
         self._reloads.discard(task)
         if not task.cancelled() and (error := task.exception()):
             log.error("the reload failed, nothing has changed", exc_info=error)
-        _keep_what_is_loaded()
+        gc.unfreeze()  # until the last request of the model before is over: kept with the rest, it would keep the model
+        asyncio.get_running_loop().call_later(self._settings.deadline_s + SETTLE_S, _keep_what_is_loaded)
 
 
 def _refused_when_cut(app: App, digest: Callable[[], str | None]) -> App:

@@ -21,6 +21,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from tempfile import TemporaryDirectory
 
 import numpy as np
@@ -178,14 +179,18 @@ def slope_mb_h(memory: list[tuple[float, int]]) -> float:
 
 
 async def load(server: Server, minutes: float, mixture: Mixture, seen: Seen) -> float:
-    """Measure the capacity, then send levels of load until the time is over; return the capacity."""
-    whole = await closed_loop(server.port, lambda _: mixture.next()[0], 2_000, 32)
-    end = time.monotonic() + 60 * minutes
-    for level in itertools.cycle(LEVELS):
-        if (left := end - time.monotonic()) <= 0:
-            return whole.statuses.total() / whole.span_s
-        await section(server.port, mixture, level * whole.statuses.total() / whole.span_s, min(SECTION_S, left), seen)
-    raise AssertionError("a cycle has no end")
+    """Measure the capacity, send all levels of load, and again until the time is over; return the median capacity.
+
+    It is measured in each round, as it changes with what else the machine does.
+    """
+    end, capacities = time.monotonic() + 60 * minutes, list[float]()
+    while time.monotonic() < end:
+        whole = await closed_loop(server.port, lambda _: mixture.next()[0], 2_000, 32)
+        capacities.append(whole.statuses.total() / whole.span_s)
+        for level in LEVELS:
+            if (left := end - time.monotonic()) > 0:
+                await section(server.port, mixture, level * capacities[-1], min(SECTION_S, left), seen)
+    return median(capacities)
 
 
 def soak(minutes: float, folder: Path) -> dict[str, object]:
