@@ -29,7 +29,7 @@ from model.card import comparison
 
 README = ROOT / "README.md"
 PAGES = [ROOT / "docs" / "api.md", *sorted((ROOT / "docs" / "tutorials").glob("*.md"))]
-MODELS = ("mnist", "mnist-flow")
+MODELS = ("mnist", "mnist-flow", "fashion")
 TABLE = re.compile(r"^\|  \| `mnist` \|.*?\n\n", re.MULTILINE | re.DOTALL)
 SERVER = "localhost:8000"  # as pages name the server that runs already
 OWN = "localhost:9000"  # as pages name one that they start themselves

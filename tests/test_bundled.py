@@ -16,7 +16,7 @@ from model.golden import drawn_images, with_golden
 from model.latent_map import load_map, map_path
 
 MAX_BYTES = 16 * 2**20
-LEAST = {"mnist": 82.0, "mnist-flow": 81.0}  # nats: what a bundled model must at least reach
+LEAST = {"mnist": 82.0, "mnist-flow": 80.0, "fashion": 227.0}  # nats: what a bundled model must at least reach
 PROTOCOL = {"images": 10_000, "few": 100, "many": 5000, "control_images": 500, "seed": 20_200_522}
 
 

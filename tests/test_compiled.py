@@ -11,6 +11,7 @@ from threading import Thread
 import numpy as np
 import pytest
 import torch
+from pages import MODELS
 from torch import nn
 
 from app import compiled
@@ -98,13 +99,14 @@ def test_bf16_rounds_as_much_of_the_encoder_as_its_budget_allows_the_least_error
     assert in_bf16_within(1, vae, monkeypatch)[0] == [True] * 6
     none, exact = in_bf16_within(0, vae, monkeypatch)
     assert none == [False] * 6
-    errors = [error for error, _, _ in bf16.errors_alone(exact)]
-    budget = (sum(sorted(errors)[:3]) + sorted(errors)[3] / 2) ** 0.5
+    errors = sorted(bf16.errors_alone(exact), key=lambda found: float(found[0].max()))
+    least, most = (sum(error for error, _, _ in errors[:n]) for n in (3, 4))
+    budget = float((least.max() + most.max()) / 2) ** 0.5
     some, rounded = in_bf16_within(budget, vae, monkeypatch)
-    assert some == [error <= sorted(errors)[2] for error in errors]
+    assert sum(some) == 3
     x = torch.from_numpy(drawn_images(vae, 500, 9).astype(np.float32) / 255)
     (mu, sigma), (got, _) = vae.encode(x), rounded.encode(x)
-    assert ((got - mu) / sigma).square().mean().sqrt() == pytest.approx(budget, rel=0.5)
+    assert ((got - mu) / sigma).square().mean(0).max().sqrt() == pytest.approx(budget, rel=0.5)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -173,7 +175,7 @@ def test_the_use_of_the_compiler_is_reported_to_nobody(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["mnist", "mnist-flow"])
+@pytest.mark.parametrize("name", MODELS)
 def test_ten_thousand_images_are_within_tolerance_of_fp32_in_every_company(one_thread: None, name: str) -> None:
     file = checkpoint.resolve(name)
     vae = checkpoint.load(file).vae
