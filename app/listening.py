@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import resource
 import socket
 import sys
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from typing import Final
 EXIT_NO_PORT: Final = 3
 BACKLOG: Final = 2048  # connections that the kernel accepts ahead of us
 PAUSE_S: Final = 1.0  # without accepting, where there is no room for another open file
+SPARE_FILES: Final = 128  # open files besides connections
 UNREAD: Final = 65_536  # bytes of a request that are read before its connection is refused
 log = logging.getLogger("vae")
 
@@ -100,6 +102,19 @@ def _refuse(connection: socket.socket, answer: bytes) -> None:
         connection.send(answer)
         connection.shutdown(socket.SHUT_WR)
         connection.recv(UNREAD)
+
+
+def with_files_for(connections: int) -> int:
+    """Raise the limit of open files as far as needed; return for how many connections it is enough."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = connections + SPARE_FILES
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        if soft < wanted:
+            log.warning("VAE_MAX_CONNECTIONS: only %d files may be open (ulimit -n)", soft)
+            return max(1, soft - SPARE_FILES)
+    return connections
 
 
 def url(listener: socket.socket) -> str:

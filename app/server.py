@@ -9,12 +9,11 @@ import gc
 import logging
 import math
 import os
-import resource
 import signal
 import socket
 import threading
 import uuid
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sized
 from contextlib import contextmanager, suppress
 from functools import partial
 from ipaddress import ip_address
@@ -25,14 +24,14 @@ import uvicorn
 from app import logs
 from app.errors import Unavailable
 from app.guard import Guard, Limits, State, refusal
-from app.listening import EXIT_NO_PORT, Acceptor, listen, url
+from app.listening import EXIT_NO_PORT, Acceptor, listen, url, with_files_for
 from app.problems import outer_answer
 from app.settings import Settings, SettingsError
 from app.workers import Crew
 
 EXIT_SETTINGS: Final = 78  # EX_CONFIG of sysexits.h
-SPARE_FILES: Final = 128  # open files besides connections
 SETTLE_S: Final = 0.1  # in which everything that the kernel holds for us is accepted and read
+TIDY_S, TIDY_TIMES = 5.0, 24  # between looks for what is left of the model before a reload; and how many
 LAST_ANSWERS_S: Final = 1.0  # to send what is answered already, where there is no time to drain
 
 App = Any  # an ASGI application with ``router.lifespan_context`` and ``state.service``
@@ -54,6 +53,7 @@ class Drainable(Protocol):
     exit_status: int | None
     digest: str | None
     metrics: "Rejecting"
+    replaced: Sized  # models that are no longer in force and not yet gone
 
     def begin_drain(self) -> None:
         """Report not ready from now on."""
@@ -131,6 +131,7 @@ class Server(uvicorn.Server):
         self._opened = asyncio.Event()  # the crew is complete, or it is over
         self._draining: asyncio.Task[None] | None = None
         self._reloads: set[asyncio.Task[None]] = set()
+        self._tidying: asyncio.Task[None] | None = None
 
     async def live(self, listener: socket.socket) -> int:
         """Start the application, serve it until something ends it, stop it; return the exit status."""
@@ -242,8 +243,18 @@ class Server(uvicorn.Server):
         self._reloads.discard(task)
         if not task.cancelled() and (error := task.exception()):
             log.error("the reload failed, nothing has changed", exc_info=error)
-        gc.unfreeze()  # until the last request of the model before is over: kept with the rest, it would keep the model
-        asyncio.get_running_loop().call_later(self._settings.deadline_s + SETTLE_S, _keep_what_is_loaded)
+        gc.unfreeze()  # what a failed request leaves behind may hold the model before, and must be found
+        self._tidying = self._tidying or asyncio.get_running_loop().create_task(self._tidy())
+
+    async def _tidy(self) -> None:
+        """Keep what is loaded as soon as nothing of the models before is left."""
+        for _ in range(TIDY_TIMES):
+            await asyncio.sleep(TIDY_S)
+            gc.collect()
+            if not self._service.replaced:
+                break
+        gc.freeze()
+        self._tidying = None
 
 
 def _refused_when_cut(app: App, digest: Callable[[], str | None]) -> App:
@@ -278,18 +289,5 @@ def _warn_if_open(settings: Settings, listener: socket.socket) -> None:
 
 def _limits(settings: Settings, crew: Crew | None) -> Limits:
     usual = Limits()
-    connections = _with_files_for(crew.share(settings.max_connections) if crew else settings.max_connections)
+    connections = with_files_for(crew.share(settings.max_connections) if crew else settings.max_connections)
     return Limits(connections=connections, unsent_bytes=crew.share(usual.unsent_bytes) if crew else usual.unsent_bytes)
-
-
-def _with_files_for(connections: int) -> int:
-    """Raise the limit of open files as far as needed; return for how many connections it is enough."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = connections + SPARE_FILES
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        if soft < wanted:
-            log.warning("VAE_MAX_CONNECTIONS: only %d files may be open (ulimit -n)", soft)
-            return max(1, soft - SPARE_FILES)
-    return connections

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,6 +69,7 @@ class Service:
     Attributes:
         exit_status: set when the process has to end, with what status.
         readers: threads that read large bodies: few, as an image at the pixel limit takes hundreds of megabytes.
+        replaced: engines of before a reload whose last request is not over.
         body_bytes: of all bodies that are being received or worked on; the routes keep the count.
     """
 
@@ -79,6 +81,7 @@ class Service:
         self.readers = ThreadPoolExecutor(READERS, "reader")
         self._loader = ThreadPoolExecutor(1, "loader")
         self.body_bytes = 0
+        self.replaced = WeakSet[Engine]()
         share = -(-settings.max_bodies_bytes // settings.workers)  # rounded up
         self._max_body_bytes = max(share, settings.max_body_bytes)
         self._engine: Engine | None = None
@@ -94,8 +97,7 @@ class Service:
         engine = await self._load()
         if engine.device == "cpu" and self.settings.device == "auto":
             log.warning("VAE_DEVICE=auto: no GPU found, computing on the CPU")
-        limit = self._max_queue_items
-        self._batcher = Batcher(engine.max_batch, limit, engine.streams, self.metrics, self._on_death)
+        self._batcher = Batcher(engine.max_batch, self._max_queue_items, engine.streams, self.metrics, self._on_death)
         self._batcher.start()
         self._use(engine)
 
@@ -120,19 +122,16 @@ class Service:
         try:
             while self._reload_asked and not self._draining:
                 self._reload_asked = False
-                await self._reload_once()
+                try:
+                    self._use(await self._load())
+                except SettingsError as error:
+                    log.error("reload failed, the old weights stay: %s", error)
         finally:
             self._reloading = False
 
     async def _load(self) -> Engine:
         """Load in one and the same thread every time: torch gives each thread that uses it a team of its own."""
         return await asyncio.get_running_loop().run_in_executor(self._loader, loading.load, self.settings)
-
-    async def _reload_once(self) -> None:
-        try:
-            self._use(await self._load())
-        except SettingsError as error:
-            log.error("reload failed, the old weights stay: %s", error)
 
     def begin_drain(self) -> None:
         """Report not ready from now on; requests are still served."""
@@ -205,10 +204,12 @@ class Service:
             yield Call(engine, self._batcher, self.metrics, stay)
 
     def _use(self, engine: Engine) -> None:
+        if self._engine:
+            self.replaced.add(self._engine)
         self._engine = engine
-        self.metrics.set_model_info(engine.name, engine.digest, engine.device, engine.precision)
-        where = (engine.name, engine.digest, engine.device, engine.precision, engine.path)
-        log.info("ready: %s %s on %s in %s by %s", *where)
+        what = (engine.name, engine.digest, engine.device, engine.precision)
+        self.metrics.set_model_info(*what)
+        log.info("ready: %s %s on %s in %s by %s", *what, engine.path)
 
     def _on_death(self, error: BaseException) -> None:
         log.critical("the inference device is lost, ending: %r", error)

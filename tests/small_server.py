@@ -23,6 +23,7 @@ log = logging.getLogger("vae")
 class Service:
     exit_status = None
     digest = None
+    replaced = ()
     metrics = SimpleNamespace(rejected=lambda code: log.info("rejected: %s", code))
 
     def __init__(self, fails):

@@ -15,11 +15,13 @@ from load_client import closed_loop, request
 from service_pictures import npy
 from service_process import Server
 
+from app.server import TIDY_S
+
 FIRST, MORE = 3, 12
 SAFETY_S = 60.0
 DEADLINE_S = 1
 FEW = 10  # threads: a compiled model has some thirty, the helpers of requests come one by one
-SETTLED_S = DEADLINE_S + 2.0  # in which the threads of the model before are gone
+SETTLED_S = TIDY_S + 2.0  # in which the threads of the model before are gone
 MODEL_MB = 60  # more than freed pages that the allocator keeps, less than half of what a loaded model holds
 
 
