@@ -67,8 +67,7 @@ class State(ServerState):
 
 
 def refusal(code: str, state: State) -> bytes:
-    """Count the refusal of a connection, by a key of ``CONNECTION_CODES``, and return its last answer."""
-    state.rejected(code)
+    """Return the last answer of a connection, for a key of ``CONNECTION_CODES``."""
     return plain_answer(code, *CONNECTION_CODES[code], state.digest())
 
 
@@ -288,6 +287,7 @@ class Guard(HttpToolsProtocol):
 
     def _refuse(self, code: str) -> None:
         """End the connection, with an answer where the other side is waiting for this one."""
+        self.server_state.rejected(code)
         waits = not self.cycle.response_started if self._in_body else self._is_idle()
         if waits and not self.pipeline and not self.transport.get_write_buffer_size():
             self.transport.write(refusal(code, self.server_state))

@@ -157,6 +157,7 @@ class Server(uvicorn.Server):
     def _one_too_many(self, connecting: int) -> bytes:
         if len(self.server_state.connections) + connecting < self._connections:
             return b""
+        self.server_state.rejected("too_many_connections")
         return refusal("too_many_connections", self.server_state)
 
     async def _join(self, crew: Crew) -> None:

@@ -104,3 +104,17 @@ def test_while_it_drains_each_answer_ends_its_connection():
             assert await client.rest() == b""
 
     play(scenario)
+
+
+@pytest.mark.parametrize(("sent", "code"), [(b"nonsense\r\n\r\n", "malformed_http"), (GET[:9], "too_slow")])
+def test_a_refused_connection_is_counted_by_its_code(sent, code):
+    async def scenario():
+        async with guarded() as (_, state, connect):
+            counted = []
+            state.rejected = counted.append
+            client = await connect()
+            await client.send(sent)
+            await client.rest()
+            assert counted == [code]
+
+    play(scenario)
