@@ -12,6 +12,8 @@ from pathlib import Path
 import torch
 
 from app import compiled
+from app.allocator import give_back_memory
+from app.eager import Eager
 from app.engine import Engine
 from app.settings import Settings, SettingsError
 from model import checkpoint
@@ -33,6 +35,8 @@ def load(settings: Settings) -> Engine:
     torch.set_num_threads(1 if device == "cpu" else torch.get_num_threads())  # one thread a stream
     path = checkpoint_path(settings.model)
     engine = _in_force(path, device, settings)
+    if engine.path != Eager.name:
+        give_back_memory()
     if not len(engine.notes.held_out_elbo):
         raise SettingsError(
             [f"VAE_MODEL: {path}: it remembers no scores of held-out images; run `vae evaluate {path}`"]
@@ -108,11 +112,11 @@ def _candidates(device: str, precision: str) -> list[tuple[str, str]]:
     """Return what to try, precision and path of each, the fastest first."""
     if device != "cpu":
         rounds = device.startswith("cuda") and torch.cuda.is_bf16_supported()
-        return [(wanted, "torch") for wanted in _precisions(precision, rounds)]
+        return [(wanted, Eager.name) for wanted in _precisions(precision, rounds)]
     if not compiled.is_available():
-        return [(wanted, "torch") for wanted in _precisions(precision, False)]
+        return [(wanted, Eager.name) for wanted in _precisions(precision, False)]
     fast = [(wanted, compiled.NAME) for wanted in _precisions(precision, compiled.has_bf16())]
-    return [*fast, (fast[-1][0], "torch")]
+    return [*fast, (fast[-1][0], Eager.name)]
 
 
 def _precisions(wanted: str, rounds: bool) -> list[str]:

@@ -39,7 +39,8 @@ from tests.campaign import ROOT, keep
 
 ALLOWED = {200, 400, 413, 422, 429, 503, 504}
 MAX_SLOPE_MB_H = 1.0
-WARM_UP = 0.4  # of the time, after which memory counts
+WARM_UP_S = 720.0  # after which memory counts; of a shorter run 0.4
+LOWEST_OF = 120  # seconds, somewhat more than a round: memory breathes with the load
 RELOAD_S = 300
 SECTION_S = 20.0  # of one level of load
 LEVELS = (0.5, 1.0, 4.0, 1.0, 2.0)  # times the capacity
@@ -169,10 +170,10 @@ def watch(server: Server, seen: Seen, stop: threading.Event, warm_up_s: float) -
             os.kill(server.pid, signal.SIGHUP)
 
 
-def slope_mb_h(memory: list[tuple[float, int]]) -> float:
-    """Return by how many megabytes an hour memory grows, fitted to the lowest value of each half minute."""
-    after = memory[int(len(memory) * WARM_UP) :]
-    groups = [after[i : i + 30] for i in range(0, len(after), 30)]
+def slope_mb_h(memory: list[tuple[float, int]], warm_up_s: float) -> float:
+    """Return by how many megabytes an hour memory grows, fitted to the lowest value of every two minutes."""
+    after = [one for one in memory if one[0] > warm_up_s]
+    groups = [after[i : i + LOWEST_OF] for i in range(0, len(after), LOWEST_OF)]
     lowest = [min(group, key=lambda one: one[1]) for group in groups]
     times, values = np.array(lowest, np.float64).T
     return float(np.polyfit(times / 3600, values / 1e6, 1)[0]) if len(lowest) > 1 else 0.0
@@ -197,9 +198,10 @@ def soak(minutes: float, folder: Path) -> dict[str, object]:
     """Return what half an hour of load came to, as a row of the campaign."""
     allow_files(8_000)
     pictures, seen, stop = Pictures(2_000), Seen(), threading.Event()
+    warm_up_s = min(WARM_UP_S, 0.4 * 60 * minutes)
     server = Server(folder / "log.txt", SETTINGS)
     server.wait_until_ready()
-    watcher = threading.Thread(target=watch, args=(server, seen, stop, WARM_UP * 60 * minutes))
+    watcher = threading.Thread(target=watch, args=(server, seen, stop, warm_up_s))
     watcher.start()
     begin = time.monotonic()
     try:
@@ -213,7 +215,7 @@ def soak(minutes: float, folder: Path) -> dict[str, object]:
         stop.set()
         watcher.join()
     server.end()  # once: a second signal would end it at once
-    slope = slope_mb_h(seen.memory)
+    slope = slope_mb_h(seen.memory, warm_up_s)
     figures = {
         "requests": seen.statuses.total(),
         "capacity, a second": round(capacity),
