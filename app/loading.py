@@ -13,7 +13,6 @@ import torch
 
 from app import compiled
 from app.allocator import give_back_memory
-from app.eager import Eager
 from app.engine import Engine
 from app.settings import Settings, SettingsError
 from model import checkpoint
@@ -35,7 +34,7 @@ def load(settings: Settings) -> Engine:
     torch.set_num_threads(1 if device == "cpu" else torch.get_num_threads())  # one thread a stream
     path = checkpoint_path(settings.model)
     engine = _in_force(path, device, settings)
-    if engine.path != Eager.name:
+    if engine.path == compiled.NAME:
         give_back_memory()
     if not len(engine.notes.held_out_elbo):
         raise SettingsError(
@@ -112,11 +111,11 @@ def _candidates(device: str, precision: str) -> list[tuple[str, str]]:
     """Return what to try, precision and path of each, the fastest first."""
     if device != "cpu":
         rounds = device.startswith("cuda") and torch.cuda.is_bf16_supported()
-        return [(wanted, Eager.name) for wanted in _precisions(precision, rounds)]
+        return [(wanted, "torch") for wanted in _precisions(precision, rounds)]
     if not compiled.is_available():
-        return [(wanted, Eager.name) for wanted in _precisions(precision, False)]
+        return [(wanted, "torch") for wanted in _precisions(precision, False)]
     fast = [(wanted, compiled.NAME) for wanted in _precisions(precision, compiled.has_bf16())]
-    return [*fast, (fast[-1][0], Eager.name)]
+    return [*fast, (fast[-1][0], "torch")]
 
 
 def _precisions(wanted: str, rounds: bool) -> list[str]:
