@@ -156,11 +156,12 @@ class Guard(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """Check what only the whole header block shows, before the application sees it."""
-        if self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT":
-            return  # the same comes again without that wish
         hosts = sum(name == b"host" for name, _ in self.headers)
-        if hosts != 1 and (hosts or self.parser.get_http_version() == "1.1"):  # RFC 9112, section 3.2
+        tunnel = self.parser.get_method() == b"CONNECT"  # what follows would be another protocol
+        if tunnel or (hosts != 1 and (hosts or self.parser.get_http_version() == "1.1")):  # RFC 9112, section 3.2
             self._stop_parser("malformed_http")
+        if self.parser.should_upgrade():
+            return  # the same comes again without that wish
         super().on_headers_complete()
         self._moved = self._in_body = True
         self._left = sum(int(value) for name, value in self.headers if name == b"content-length")

@@ -219,11 +219,22 @@ def test_a_body_after_the_head_of_who_asks_for_another_protocol_is_no_request(af
     "request_",
     [
         b"CONNECT x:80 HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"CONNECT /x HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"CONNECT * HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"CONNECT a://b/ HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\n",
         POST + WISH + b"Host: y\r\n\r\n",
         POST + WISH + b"Transfer-Encoding: xchunked\r\n\r\n0\r\n\r\n",
         POST + WISH + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n",
     ],
-    ids=["a tunnel", "two hosts", "an unknown coding", "a broken chunk"],
+    ids=[
+        "a tunnel",
+        "a tunnel by path",
+        "a tunnel to anywhere",
+        "a tunnel by URL",
+        "two hosts",
+        "an unknown coding",
+        "a broken chunk",
+    ],
 )
 def test_to_ask_for_another_protocol_is_no_way_around_the_checks(request_):
     async def scenario():
