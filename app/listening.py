@@ -29,6 +29,12 @@ def listen(host: str, port: int) -> socket.socket | None:
         return None
 
 
+class Connection(asyncio.Protocol):
+    """What serves a connection; ``transport`` is None until the connection is made."""
+
+    transport: asyncio.BaseTransport | None = None
+
+
 class Acceptor:
     """Accepts all connections that wait, whenever the event loop comes by.
 
@@ -40,7 +46,7 @@ class Acceptor:
     def __init__(
         self,
         listener: socket.socket,
-        protocol: Callable[[], asyncio.Protocol],
+        protocol: Callable[[], Connection],
         refusal: Callable[[int], bytes] = lambda _: b"",
     ) -> None:
         """Begin to accept, on the running loop.
@@ -53,7 +59,7 @@ class Acceptor:
         """
         self._listener, self._protocol, self._refusal = listener, protocol, refusal
         self._loop = asyncio.get_running_loop()
-        self._connecting: set[asyncio.Task[object]] = set()
+        self._connecting: dict[asyncio.Task[object], Connection] = {}
         self._pause: asyncio.TimerHandle | None = None
         listener.setblocking(False)
         self._begin()
@@ -75,6 +81,7 @@ class Acceptor:
         self._loop.add_reader(self._listener, self._accept)
 
     def _accept(self) -> None:
+        connecting = sum(one.transport is None for one in self._connecting.values())
         for _ in range(BACKLOG):
             try:
                 connection, _ = self._listener.accept()
@@ -86,14 +93,19 @@ class Acceptor:
                 self._pause = self._loop.call_later(PAUSE_S, self._begin)
                 return
             connection.setblocking(False)
-            if answer := self._refusal(len(self._connecting)):
+            if answer := self._refusal(connecting):
                 _refuse(connection, answer)
-                continue
-            task: asyncio.Task[object] = self._loop.create_task(
-                self._loop.connect_accepted_socket(self._protocol, connection)
-            )
-            self._connecting.add(task)
-            task.add_done_callback(self._connecting.discard)
+            else:
+                connecting += 1
+                self._welcome(connection)
+
+    def _welcome(self, connection: socket.socket) -> None:
+        protocol = self._protocol()
+        task: asyncio.Task[object] = self._loop.create_task(
+            self._loop.connect_accepted_socket(lambda: protocol, connection)
+        )
+        self._connecting[task] = protocol
+        task.add_done_callback(self._connecting.pop)
 
 
 def _refuse(connection: socket.socket, answer: bytes) -> None:

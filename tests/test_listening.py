@@ -10,15 +10,16 @@ import pytest
 import uvloop
 
 from app import listening
-from app.listening import Acceptor, listen
+from app.listening import Acceptor, Connection, listen
 
 COMING = 200
 
 
-class Greeter(asyncio.Protocol):
+class Greeter(Connection):
     """Says hello."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        self.transport = transport
         transport.write(b"hello")
         transport.close()
 
@@ -133,7 +134,7 @@ def test_who_is_one_too_many_is_told_so_whatever_he_has_sent_and_nothing_is_made
         return made[-1]
 
     def refusal(connecting: int) -> bytes:
-        return b"" if len(made) + connecting < 3 else b"enough"
+        return b"" if sum(one.transport is not None for one in made) + connecting < 3 else b"enough"
 
     async def live() -> None:
         acceptor = Acceptor(listener, greeter, refusal)
@@ -144,3 +145,34 @@ def test_who_is_one_too_many_is_told_so_whatever_he_has_sent_and_nothing_is_made
     assert len(made) == 3
     assert greeted(callers[:3]) == 3
     assert [until_end(caller) for caller in callers[3:]] == [b"enough"] * (COMING - 3)
+
+
+@pytest.mark.parametrize("make_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_who_comes_while_others_are_being_connected_counts_once(listener: socket.socket, make_loop: object) -> None:
+    cap, at_once, later = 100, 60, 10  # and three more at each of those turns: 90 in all
+    open_ = set[Connection]()
+    counted = list[int]()
+
+    class Staying(Connection):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            self.transport = transport
+            open_.add(self)
+
+    def refusal(connecting: int) -> bytes:
+        counted.append(len(open_) + connecting)
+        return b"" if counted[-1] < cap else b"enough"
+
+    async def live() -> list[socket.socket]:
+        callers = connected(listener, at_once)
+        acceptor = Acceptor(listener, Staying, refusal)
+        for _ in range(later):
+            await asyncio.sleep(0)
+            callers += connected(listener, 3)
+        await asyncio.sleep(0.2)
+        acceptor.close()
+        return callers
+
+    with asyncio.Runner(loop_factory=make_loop) as runner:  # type: ignore[arg-type]
+        for caller in runner.run(live()):
+            caller.close()
+    assert counted == list(range(at_once + 3 * later))
