@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
 from collections.abc import Callable
 from typing import Any, Final
@@ -41,6 +42,7 @@ def serve(**flags: Any) -> None:
     Exit status: 0 after a stop that was asked for, 3 the port cannot be had, 70 the device is lost, 78 a setting
     or the model is wrong (one line for each problem).
     """
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})  # it waits until there is something to load anew
     try:
         settings = load_settings(**flags)
         _warn(settings)

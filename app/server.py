@@ -5,7 +5,6 @@ application no more than a lifespan and ``app.state.service``; it knows no route
 """
 
 import asyncio
-import gc
 import logging
 import math
 import os
@@ -22,6 +21,7 @@ from typing import Any, Final, Protocol
 import uvicorn
 
 from app import logs
+from app.collector import Collector
 from app.errors import Unavailable
 from app.guard import Guard, Limits, State, refusal
 from app.listening import EXIT_NO_PORT, Acceptor, listen, url, with_files_for
@@ -31,7 +31,6 @@ from app.workers import Crew
 
 EXIT_SETTINGS: Final = 78  # EX_CONFIG of sysexits.h
 SETTLE_S: Final = 0.1  # in which everything that the kernel holds for us is accepted and read
-TIDY_S, TIDY_TIMES = 5.0, 24  # between looks for what is left of the model before a reload; and how many
 LAST_ANSWERS_S: Final = 1.0  # to send what is answered already, where there is no time to drain
 
 App = Any  # an ASGI application with ``router.lifespan_context`` and ``state.service``
@@ -131,13 +130,14 @@ class Server(uvicorn.Server):
         self._opened = asyncio.Event()  # the crew is complete, or it is over
         self._draining: asyncio.Task[None] | None = None
         self._reloads: set[asyncio.Task[None]] = set()
-        self._tidying: asyncio.Task[None] | None = None
+        self._collector = Collector(self._service.replaced, settings.deadline_s)
+        self._asked_early = False  # to reload, before the start was over
 
     async def live(self, listener: socket.socket) -> int:
         """Start the application, serve it until something ends it, stop it; return the exit status."""
         with self._signals():
             async with self._app.router.lifespan_context(self._app):
-                _keep_what_is_loaded()
+                self._collector.keep()
                 if self._crew:
                     await self._join(self._crew)
                 await self.serve(sockets=[listener])
@@ -153,6 +153,8 @@ class Server(uvicorn.Server):
             self.servers.append(acceptor)  # type: ignore[arg-type]  # what uvicorn needs of it
             if self._crew is None:
                 log.info("listening on %s", url(listener))
+        if self._asked_early:
+            self._reload()
 
     def _one_too_many(self, connecting: int) -> bytes:
         if len(self.server_state.connections) + connecting < self._connections:
@@ -205,6 +207,7 @@ class Server(uvicorn.Server):
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop, number)
         loop.add_signal_handler(signal.SIGHUP, self._reload)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
         try:
             yield
         finally:
@@ -235,6 +238,7 @@ class Server(uvicorn.Server):
         return self._service.digest
 
     def _reload(self) -> None:
+        self._asked_early = not self.started
         if self.started and self._draining is None:
             task = asyncio.get_running_loop().create_task(self._service.reload())
             self._reloads.add(task)
@@ -242,20 +246,11 @@ class Server(uvicorn.Server):
 
     def _reloaded(self, task: asyncio.Task[None]) -> None:
         self._reloads.discard(task)
-        if not task.cancelled() and (error := task.exception()):
+        if task.cancelled() or self._draining:
+            return
+        if error := task.exception():
             log.error("the reload failed, nothing has changed", exc_info=error)
-        gc.unfreeze()  # what a failed request leaves behind may hold the model before, and must be found
-        self._tidying = self._tidying or asyncio.get_running_loop().create_task(self._tidy())
-
-    async def _tidy(self) -> None:
-        """Keep what is loaded as soon as nothing of the models before is left."""
-        for _ in range(TIDY_TIMES):
-            await asyncio.sleep(TIDY_S)
-            gc.collect()
-            if not self._service.replaced:
-                break
-        gc.freeze()
-        self._tidying = None
+        self._collector.show_all()
 
 
 def _refused_when_cut(app: App, digest: Callable[[], str | None]) -> App:
@@ -273,13 +268,6 @@ def _refused_when_cut(app: App, digest: Callable[[], str | None]) -> App:
                 await send({"type": "http.response.body", "body": body})
 
     return answer
-
-
-def _keep_what_is_loaded() -> None:
-    """Spare the collector the libraries and the model, which stay: each look at them would stop all for 0.1 s."""
-    gc.unfreeze()
-    gc.collect()
-    gc.freeze()
 
 
 def _warn_if_open(settings: Settings, listener: socket.socket) -> None:

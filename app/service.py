@@ -119,15 +119,14 @@ class Service:
         if self._reloading:
             return
         self._reloading = True
-        try:
-            while self._reload_asked and not self._draining:
-                self._reload_asked = False
-                try:
-                    self._use(await self._load())
-                except SettingsError as error:
-                    log.error("reload failed, the old weights stay: %s", error)
-        finally:
-            self._reloading = False
+        while self._reload_asked and not self._draining:
+            self._reload_asked = False
+            try:
+                self._use(await self._load())
+            except Exception as error:
+                told = isinstance(error, SettingsError)
+                log.error("reload failed, the old weights stay: %s", error, exc_info=not told)
+        self._reloading = False
 
     async def _load(self) -> Engine:
         """Load in one and the same thread every time: torch gives each thread that uses it a team of its own."""

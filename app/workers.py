@@ -30,6 +30,7 @@ from app.settings import Settings, read_api_keys
 EXIT_FAULT: Final = 70  # EX_SOFTWARE of sysexits.h
 MOST_DEATHS: Final = 10  # of workers in DEATHS_S seconds: more are no accident
 DEATHS_S: Final = 60.0
+PASSED_ON: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 READY, OPEN = b'"ready"\n', b"o"
 log = logging.getLogger("vae")
 
@@ -120,8 +121,9 @@ class _Parent:
         for end in (self._wake, self._woken):
             end.setblocking(False)
         signal.set_wakeup_fd(self._woken.fileno(), warn_on_full_buffer=False)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
+        for number in (*PASSED_ON, signal.SIGCHLD):
             signal.signal(number, lambda number, _frame: self._signals.append(number))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, PASSED_ON)
         self._selector.register(self._wake, selectors.EVENT_READ)
         for index in range(self._count):
             self._start(index)
@@ -137,6 +139,7 @@ class _Parent:
 
     def _start(self, index: int) -> None:
         ours, theirs = socket.socketpair()
+        signal.pthread_sigmask(signal.SIG_BLOCK, PASSED_ON)  # none may find this process's handlers in the worker
         pid = os.fork()
         if pid == 0:
             ours.close()
@@ -144,6 +147,7 @@ class _Parent:
         theirs.close()
         worker = self._workers[pid] = _Worker(index, pid, ours)
         self._selector.register(ours, selectors.EVENT_READ, worker)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, PASSED_ON)
 
     def _live(self, crew: Crew) -> None:
         """Be a worker, and never return."""
@@ -151,9 +155,10 @@ class _Parent:
         try:
             os.setpgid(0, 0)  # Ctrl-C reaches the parent alone, which passes it on
             signal.set_wakeup_fd(-1)
-            for number, action in ((signal.SIGTERM, signal.SIG_DFL), (signal.SIGHUP, signal.SIG_IGN)):
-                signal.signal(number, action)  # until the server has its own
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            for number in (signal.SIGTERM, signal.SIGCHLD):
+                signal.signal(number, signal.SIG_DFL)  # until the server has its own
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGINT})  # it lets SIGHUP in itself
             for other in (self._wake, self._woken, *(worker.line for worker in self._workers.values())):
                 other.close()
             self._selector.close()

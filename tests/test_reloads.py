@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,14 +15,13 @@ from load_client import closed_loop, request
 from service_pictures import npy
 from service_process import Server
 
-from app import server as server_module
-from app.server import TIDY_S
+from app.collector import LOOK_S
 
 FIRST, MORE = 3, 12
 SAFETY_S = 60.0
 DEADLINE_S = 1
 FEW = 10  # threads: a compiled model has some thirty, the helpers of requests come one by one
-SETTLED_S = TIDY_S + 2.0  # in which the threads of the model before are gone
+SETTLED_S = LOOK_S + 2.0  # in which the threads of the model before are gone
 MODEL_MB = 60  # more than freed pages that the allocator keeps, less than half of what a loaded model holds
 
 
@@ -55,25 +53,6 @@ def reload(server: Server, times: int) -> tuple[int, float]:
             time.sleep(0.05)
     time.sleep(SETTLED_S)
     return threads_of(server), memory_of(server) / 1e6
-
-
-@pytest.mark.parametrize("gone_after", [1, 4, 99])
-def test_the_wait_for_models_before_ends(gone_after: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    looks: list[int] = []
-    service = SimpleNamespace(replaced=[object()])
-
-    def look() -> None:
-        looks.append(len(looks))
-        if len(looks) == gone_after:
-            service.replaced.clear()
-
-    monkeypatch.setattr(server_module, "TIDY_S", 0)
-    frozen: list[int] = []
-    monkeypatch.setattr(server_module, "gc", SimpleNamespace(collect=look, freeze=lambda: frozen.append(len(looks))))
-    waiting = SimpleNamespace(_service=service, _tidying=object())
-    asyncio.run(server_module.Server._tidy(waiting))  # type: ignore[arg-type]
-    assert frozen == [min(gone_after, server_module.TIDY_TIMES)]
-    assert waiting._tidying is None
 
 
 @pytest.mark.slow

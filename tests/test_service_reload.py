@@ -12,6 +12,9 @@ import pytest
 from inside import Caller, Gate, Inside, Reply, inside
 from service_pictures import npy
 
+from app import loading
+from app.engine import Engine
+from app.settings import Settings
 from tests.tiny import CONFIG, save_tiny
 
 JSON = {"content-type": "application/json"}
@@ -110,3 +113,30 @@ def test_an_answer_names_the_weights_that_computed_it_and_no_newer_ones(
     after = service.ask("POST", target, headers, body)
     assert after.body != expected.body
     assert after.headers["x-model-digest"] == service.engine.digest
+
+
+def test_a_reload_asked_for_while_one_fails_by_surprise_is_done(
+    service: Inside, path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    owner, load, old = service.app.state.service, loading.load, service.engine.digest
+    calls = list[int]()
+
+    def fail_once(settings: Settings) -> Engine:
+        calls.append(len(calls))
+        if len(calls) > 1:
+            return load(settings)
+        asyncio.run_coroutine_threadsafe(owner.reload(), loop[0]).result()  # it returns at once: one is going on
+        raise RuntimeError("nobody thought of this")
+
+    loop = list[asyncio.AbstractEventLoop]()
+
+    async def play() -> None:
+        loop.append(asyncio.get_running_loop())
+        await owner.reload()
+
+    save_tiny(path, seed=1)
+    monkeypatch.setattr(loading, "load", fail_once)
+    service.play(play())
+    assert len(calls) == 2
+    assert service.engine.digest != old
+    assert "nobody thought of this" in caplog.text

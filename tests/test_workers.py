@@ -35,6 +35,13 @@ def until(true: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
+def is_deaf_to_sighup(pid: int) -> bool:
+    """Return whether a process has SIGHUP blocked: it is kept until somebody listens."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    blocked = int(status.split("SigBlk:")[1].split()[0], 16)
+    return bool(blocked & 1 << (signal.SIGHUP - 1))
+
+
 def answers(port: int) -> float:
     """Return how many answers of /sample the service counts, over all its processes."""
     text = httpx.get(f"http://127.0.0.1:{port}/metrics").text
@@ -147,6 +154,43 @@ def test_workers_end_when_their_parent_is_gone(crew: Process) -> None:
     crew.process.wait()
     until(lambda: not any(Path(f"/proc/{pid}/cmdline").exists() for pid in workers))
     assert crew.end()[1].count("stopped") == 2
+
+
+FORKS = """
+import os, signal, socket, sys, time
+from app.settings import Settings
+from app.workers import _Parent
+
+def work(*_):
+    time.sleep(60)
+
+parent = _Parent(Settings(), 1, work, socket.create_server(("127.0.0.1", 0)), ())
+signal.signal(signal.SIGTERM, lambda number, _: parent._signals.append(number))
+for index in range(20):
+    parent._start(0)
+    pid = next(iter(parent._workers))
+    os.kill(pid, signal.SIGTERM)
+    _, code = os.waitpid(pid, 0)
+    parent._selector.unregister(parent._workers.pop(pid).line)
+    assert os.waitstatus_to_exitcode(code) == -signal.SIGTERM
+"""
+
+
+def test_a_worker_that_is_told_to_end_right_after_the_fork_ends() -> None:
+    subprocess.run([sys.executable, "-c", FORKS], cwd=TESTS.parent, check=True, timeout=30)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_sighup_while_the_model_is_being_loaded_has_it_loaded_once_more(tmp_path: Path, workers: int) -> None:
+    server = Server(tmp_path / "log.txt", {"drain_delay_s": 0, "workers": workers})
+    try:
+        until(lambda: all(is_deaf_to_sighup(pid) for pid in workers_of(server.pid) or [server.pid]))
+        until(lambda: len(workers_of(server.pid)) == (workers if workers > 1 else 0))
+        server.process.send_signal(signal.SIGHUP)
+        server.wait_until_ready()
+        until(lambda: server.log.read_text().count("ready:") == 2 * workers)
+    finally:
+        server.end()
 
 
 @pytest.mark.parametrize("crew", [{"fails": "start"}], indirect=True)
