@@ -11,6 +11,7 @@ import re
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -156,8 +157,12 @@ async def offload(request: Request, size: int, work: Callable[..., T], *args: An
 
 async def in_reader(request: Request, work: Callable[..., T], *args: Any) -> T:
     """Return ``work(*args)``, computed in one of the service's reader threads."""
-    readers = service_of(request).readers
-    return await asyncio.get_running_loop().run_in_executor(readers, work, *args)
+    job = [partial(work, *args)]
+    try:
+        return await asyncio.get_running_loop().run_in_executor(service_of(request).readers, lambda: job.pop()())
+    except asyncio.CancelledError:
+        job.clear()  # it stays in line until a thread is free, and a body whose time is over is counted no longer
+        raise
 
 
 async def read_body(request: Request) -> tuple[bytes, Engine]:

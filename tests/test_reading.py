@@ -1,0 +1,54 @@
+"""What is handed to a reader thread and no longer waited for is let go, although no thread has come to it."""
+
+import asyncio
+import gc
+import threading
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from app.reading import in_reader
+
+
+def request_with(readers: ThreadPoolExecutor) -> Any:
+    service = SimpleNamespace(readers=readers)
+    return SimpleNamespace(app=SimpleNamespace(state=SimpleNamespace(service=service)))
+
+
+def test_a_body_whose_time_is_over_is_not_held_until_a_thread_is_free() -> None:
+    busy, held = threading.Event(), list[weakref.ref[Any]]()
+
+    async def scenario() -> None:
+        with ThreadPoolExecutor(1) as readers:
+            request = request_with(readers)
+            first = asyncio.create_task(in_reader(request, busy.wait))
+            await asyncio.sleep(0)
+            for _ in range(20):
+                body = np.zeros(1000)
+                held.append(weakref.ref(body))
+                late = asyncio.create_task(in_reader(request, body.sum))
+                del body
+                with pytest.raises(TimeoutError):
+                    await asyncio.wait_for(late, 0.01)
+                del late
+            gc.collect()
+            alive = sum(one() is not None for one in held)
+            busy.set()
+            assert await first
+            assert alive == 0
+
+    asyncio.run(asyncio.wait_for(scenario(), 60))
+
+
+def test_what_a_reader_returns_or_raises_comes_back() -> None:
+    async def scenario() -> None:
+        with ThreadPoolExecutor(1) as readers:
+            assert await in_reader(request_with(readers), divmod, 7, 2) == (3, 1)
+            with pytest.raises(ZeroDivisionError):
+                await in_reader(request_with(readers), divmod, 7, 0)
+
+    asyncio.run(scenario())
