@@ -23,8 +23,8 @@ test: $(VENV)/.dev ## run the tests, without the slow ones (PYTEST_ARGS="-k batc
 campaign: $(VENV)/.dev ## run the long tests and write their figures into docs/reliability.md (ROW="json files")
 	$(BIN)/python -m tests.campaign $(ROW)
 
-soak: $(VENV)/.dev ## load a server with everything at once for half an hour (MINUTES=30); the report is soak.json
-	$(BIN)/python -m tests.soak --minutes $(or $(MINUTES),30) $(SOAK_ARGS)
+soak: $(VENV)/.dev ## load a server with everything at once for 75 minutes (MINUTES=75); the report is soak.json
+	$(BIN)/python -m tests.soak --minutes $(or $(MINUTES),75) $(SOAK_ARGS)
 
 check: $(VENV)/.dev ## check format, lint and types
 	$(BIN)/ruff format --check .

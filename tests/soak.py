@@ -1,4 +1,4 @@
-"""Half an hour of everything at once: ``python -m tests.soak --minutes 30`` starts a server, loads it, looks, reports.
+"""An hour of everything at once: ``python -m tests.soak --minutes 75`` starts a server, loads it, looks, reports.
 
 The load goes up and down between less than can be served and four times as much: images to encode, latents to
 decode, seeded samples, divergences, scores, tampered bodies, clients who leave, connections that never finish. While
@@ -11,6 +11,7 @@ import argparse
 import asyncio
 import itertools
 import json
+import math
 import os
 import random
 import signal
@@ -39,7 +40,9 @@ from tests.campaign import ROOT, keep
 
 ALLOWED = {200, 400, 413, 422, 429, 503, 504}
 MAX_SLOPE_MB_H = 1.0
-WARM_UP_S = 720.0  # after which memory counts; of a shorter run 0.4
+WARM_UP_S = 1500.0  # after which memory counts; of a shorter run 0.4
+RELOADING = 0.5  # of the warm-up, in which the weights are loaded anew
+LEAST_MINUTES = 60  # with fewer the slope says nothing about an hour
 LOWEST_OF = 120  # seconds, somewhat more than a round: memory breathes with the load
 RELOAD_S = 300
 SECTION_S = 20.0  # of one level of load
@@ -160,23 +163,29 @@ async def leave(pool: Pool, data: bytes, seen: Seen) -> None:
 
 
 def watch(server: Server, seen: Seen, stop: threading.Event, warm_up_s: float) -> None:
-    """Write the memory down once a second, and reload the weights every five minutes of the warm-up."""
+    """Write the memory down once a second, and at the start reload the weights every five minutes."""
     begin = time.monotonic()
     for second in itertools.count(1):
         if stop.wait(max(0.0, begin + second - time.monotonic())):
             return
         seen.memory.append((time.monotonic() - begin, memory_of(server)))
-        if second % RELOAD_S == 0 and second < warm_up_s:
+        if second % RELOAD_S == 0 and second < RELOADING * warm_up_s:
             os.kill(server.pid, signal.SIGHUP)
 
 
-def slope_mb_h(memory: list[tuple[float, int]], warm_up_s: float) -> float:
-    """Return by how many megabytes an hour memory grows, fitted to the lowest value of every two minutes."""
+def slope_mb_h(memory: list[tuple[float, int]], warm_up_s: float) -> tuple[float, float]:
+    """Return by how many megabytes an hour memory grows, and the standard error of that.
+
+    A line is fitted to the lowest value of every two whole minutes after the warm-up.
+    """
     after = [one for one in memory if one[0] > warm_up_s]
-    groups = [after[i : i + LOWEST_OF] for i in range(0, len(after), LOWEST_OF)]
+    groups = [after[i : i + LOWEST_OF] for i in range(0, len(after) - LOWEST_OF + 1, LOWEST_OF)]
     lowest = [min(group, key=lambda one: one[1]) for group in groups]
+    if len(lowest) < 4:
+        return 0.0, math.inf
     times, values = np.array(lowest, np.float64).T
-    return float(np.polyfit(times / 3600, values / 1e6, 1)[0]) if len(lowest) > 1 else 0.0
+    line, covariance = np.polyfit(times / 3600, values / 1e6, 1, cov=True)
+    return float(line[0]), math.sqrt(covariance[0, 0])
 
 
 async def load(server: Server, minutes: float, mixture: Mixture, seen: Seen) -> float:
@@ -195,7 +204,7 @@ async def load(server: Server, minutes: float, mixture: Mixture, seen: Seen) -> 
 
 
 def soak(minutes: float, folder: Path) -> dict[str, object]:
-    """Return what half an hour of load came to, as a row of the campaign."""
+    """Return what the load came to, as a row of the campaign."""
     allow_files(8_000)
     pictures, seen, stop = Pictures(2_000), Seen(), threading.Event()
     warm_up_s = min(WARM_UP_S, 0.4 * 60 * minutes)
@@ -215,7 +224,7 @@ def soak(minutes: float, folder: Path) -> dict[str, object]:
         stop.set()
         watcher.join()
     server.end()  # once: a second signal would end it at once
-    slope = slope_mb_h(seen.memory, warm_up_s)
+    slope, error = slope_mb_h(seen.memory, warm_up_s)
     figures = {
         "requests": seen.statuses.total(),
         "capacity, a second": round(capacity),
@@ -227,10 +236,11 @@ def soak(minutes: float, folder: Path) -> dict[str, object]:
         "images encoded": int(computed),
         "p99 of good answers, ms": round(sorted(seen.seconds)[int(0.99 * len(seen.seconds))] * 1e3),
         "memory at the end, MB": round(seen.memory[-1][1] / 1e6),
+        "highest memory after warm-up, MB": round(max(size for when, size in seen.memory if when > warm_up_s) / 1e6),
         "memory slope after warm-up, MB an hour": round(slope, 2),
+        "its standard error": round(error, 2),
     }
-    # A slope needs time: a few minutes say nothing about an hour.
-    steady = slope < MAX_SLOPE_MB_H or minutes < 20
+    steady = slope + error < MAX_SLOPE_MB_H or minutes < LEAST_MINUTES
     passed = set(seen.statuses) <= ALLOWED and not seen.wrong and steady
     by_minute = [round(value / 1e6, 1) for _, value in seen.memory[::60]]
     seconds = round(time.monotonic() - begin)
@@ -245,10 +255,12 @@ def lines(result: dict) -> Iterator[str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--minutes", type=float, default=30)
+    parser.add_argument("--minutes", type=float, default=75)
     parser.add_argument("--report", type=Path, default=ROOT / "soak.json", help="where the report is written")
     parser.add_argument("--keep", action="store_true", help="write the figures to docs/reliability.md, too")
     given = parser.parse_args()
+    if given.keep and given.minutes < LEAST_MINUTES:
+        parser.error(f"got --keep with {given.minutes:g} minutes; figures are kept of {LEAST_MINUTES} or more")
     with TemporaryDirectory() as folder:
         result = soak(given.minutes, Path(folder))
     given.report.write_text(json.dumps(result, indent=1) + "\n")
