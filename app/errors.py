@@ -84,7 +84,11 @@ CONNECTION_CODES: Final[dict[str, tuple[int, str, str]]] = {
     "malformed_http": (400, "Bad Request", "this is not a valid HTTP/1.1 request with one Host header"),
     "too_slow": (408, "Request Timeout", "the request did not arrive in time"),
     "headers_too_large": (431, "Request Header Fields Too Large", "the header fields are too long"),
-    "too_many_connections": (503, "Service Unavailable", "too many connections are open; try again later"),
+    "too_many_connections": (
+        503,
+        "Service Unavailable",
+        "too many connections are open (VAE_MAX_CONNECTIONS); try again later",
+    ),
 }
 
 _OWN_KEYS: Final = frozenset({"type", "title", "status", "code", "detail", "error", "request_id", "errors"})

@@ -12,7 +12,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from promql import groupings, readings, tokens
 
-from app.errors import CODES
+from app.errors import CODES, CONNECTION_CODES
 from app.metrics import OPS, ROUTES, UNMATCHED, Metrics
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -100,7 +100,7 @@ def test_every_query_asks_for_metrics_and_labels_that_the_service_exports(where:
 
 
 def test_every_label_value_that_a_query_names_is_one_that_the_service_gives() -> None:
-    closed = {"op": set(OPS), "route": {*ROUTES, UNMATCHED}, "reason": set(CODES)}
+    closed = {"op": set(OPS), "route": {*ROUTES, UNMATCHED}, "reason": {*CODES, *CONNECTION_CODES}}
     statuses = {str(status) for status, _ in CODES.values()} | {"200", "304", "499"}
     for where, expression in expressions():
         for reading in readings(expression):
