@@ -50,6 +50,20 @@ def test_auto_is_the_fastest_on_this_processor_that_the_golden_batch_allows(
     assert (engine.precision, engine.path) == expected
 
 
+@pytest.mark.parametrize(("path_taken", "given_back"), [("torch", False), ("openvino", True)])
+def test_only_openvino_which_keeps_its_buffers_has_free_memory_given_back(
+    path: Path, monkeypatch: pytest.MonkeyPatch, path_taken: str, given_back: bool
+) -> None:
+    if path_taken == "torch":
+        monkeypatch.setattr(compiled, "is_available", lambda: False)
+    elif not compiled.is_available():
+        pytest.skip("there is no OpenVINO for this processor")
+    calls = list[bool]()
+    monkeypatch.setattr(loading, "give_back_memory", lambda: calls.append(True))
+    assert loading.load(Settings(model=str(path), device="cpu", max_batch=2)).path == path_taken
+    assert bool(calls) == given_back
+
+
 def test_without_openvino_torch_computes_in_fp32(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiled, "is_available", lambda: False)
     engine = loading.load(Settings(model=str(path), device="cpu", max_batch=2))
