@@ -52,7 +52,7 @@ until_restarted() {
 say "starting $IMAGE with $MEMORY of memory"
 d run --detach --name "$NAME" --publish "127.0.0.1:$PORT:8000" --restart unless-stopped --init \
   --read-only --tmpfs /tmp:size=64m,mode=1777 --cap-drop ALL --security-opt no-new-privileges:true \
-  --memory "$MEMORY" --memory-swap "$MEMORY" --pids-limit 256 --user 10001:10001 "$IMAGE" >/dev/null
+  --memory "$MEMORY" --memory-swap "$MEMORY" --pids-limit 1024 --user 10001:10001 "$IMAGE" >/dev/null
 ready
 curl -fs "http://127.0.0.1:$PORT/sample?seed=7&format=png" -o "$FOLDER/digit.png"
 curl -fs --data-binary @"$FOLDER/digit.png" -H 'content-type: image/png' \
@@ -92,6 +92,14 @@ d kill --signal KILL "$NAME" >/dev/null
 d start "$NAME" >/dev/null  # what is killed through the engine stays down, as it was asked for
 ready
 golden kill
+
+say "a reload, then kill -9 again: the engine still starts it anew"
+loaded() { d logs "$NAME" 2>&1 | grep -c 'ready:'; }
+before=$(loaded)
+d exec "$NAME" sh -c 'kill -HUP 1'
+for _ in $(seq 300); do [ "$(loaded)" -gt "$before" ] && break; sleep 0.2; done
+[ "$(loaded)" -gt "$before" ] || fail "nothing was loaded anew"
+golden reload
 served=$(d exec "$NAME" python -c 'import os
 for p in filter(str.isdigit, os.listdir("/proc")):
     if open(f"/proc/{p}/cmdline", "rb").read().endswith(b"vae\0serve\0") and p != "1": print(p)')
