@@ -34,7 +34,7 @@ def load(settings: Settings) -> Engine:
     torch.set_num_threads(1 if device == "cpu" else torch.get_num_threads())  # one thread a stream
     path = checkpoint_path(settings.model)
     engine = _in_force(path, device, settings)
-    if engine.path == compiled.NAME:
+    if engine.path == compiled.NAME and engine.exact_kl:
         give_back_memory()
     if not len(engine.notes.held_out_elbo):
         raise SettingsError(

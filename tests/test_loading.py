@@ -11,7 +11,8 @@ from app import compiled, loading
 from app.engine import Engine
 from app.settings import Settings, SettingsError
 from model import checkpoint
-from tests.tiny import save_tiny
+from model.prior import PriorName
+from tests.tiny import CONFIG, save_tiny
 
 
 @pytest.fixture(scope="module")
@@ -50,17 +51,18 @@ def test_auto_is_the_fastest_on_this_processor_that_the_golden_batch_allows(
     assert (engine.precision, engine.path) == expected
 
 
-@pytest.mark.parametrize(("path_taken", "given_back"), [("torch", False), ("openvino", True)])
-def test_only_openvino_which_keeps_its_buffers_has_free_memory_given_back(
-    path: Path, monkeypatch: pytest.MonkeyPatch, path_taken: str, given_back: bool
+@needs_openvino
+@pytest.mark.parametrize(
+    ("has_openvino", "prior", "given_back"),
+    [(True, "standard_normal", True), (True, "realnvp", False), (False, "standard_normal", False)],
+)
+def test_memory_is_given_back_where_torch_computes_next_to_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_openvino: bool, prior: PriorName, given_back: bool
 ) -> None:
-    if path_taken == "torch":
-        monkeypatch.setattr(compiled, "is_available", lambda: False)
-    elif not compiled.is_available():
-        pytest.skip("there is no OpenVINO for this processor")
-    calls = list[bool]()
+    path, calls = save_tiny(tmp_path / "model.safetensors", config=replace(CONFIG, prior=prior)), list[bool]()
+    monkeypatch.setattr(compiled, "is_available", lambda: has_openvino)
     monkeypatch.setattr(loading, "give_back_memory", lambda: calls.append(True))
-    assert loading.load(Settings(model=str(path), device="cpu", max_batch=2)).path == path_taken
+    loading.load(Settings(model=str(path), device="cpu", max_batch=2))
     assert bool(calls) == given_back
 
 
