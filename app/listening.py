@@ -47,17 +47,22 @@ class Acceptor:
         self,
         listener: socket.socket,
         protocol: Callable[[], Connection],
-        refusal: Callable[[int], bytes] = lambda _: b"",
+        is_full: Callable[[int], bool] = lambda _: False,
+        refusal: Callable[[], bytes] = bytes,
+        patience_s: float = 0.0,
     ) -> None:
         """Begin to accept, on the running loop.
 
         Args:
             listener: a listening socket; closed at the end.
             protocol: makes what serves a connection.
-            refusal: gets the number of connections that are accepted and not yet served; returns what one more is
-                told at its end, nothing where it is welcome.
+            is_full: gets the number of connections that are accepted and not yet served; says whether one more would
+                be one too many.
+            refusal: returns what one too many is told at its end.
+            patience_s: how long one too many is left to other processes that accept from the same socket.
         """
-        self._listener, self._protocol, self._refusal = listener, protocol, refusal
+        self._listener, self._protocol, self._patience_s = listener, protocol, patience_s
+        self._is_full, self._refusal = is_full, refusal
         self._loop = asyncio.get_running_loop()
         self._connecting: dict[asyncio.Task[object], Connection] = {}
         self._pause: asyncio.TimerHandle | None = None
@@ -66,9 +71,9 @@ class Acceptor:
 
     def close(self) -> None:
         """Accept who has come by now, and listen no longer: who comes after is refused, not kept and cut."""
-        if self._listener.fileno() >= 0 and self._pause is None:
+        if self._listener.fileno() >= 0:
             self._loop.remove_reader(self._listener)
-            self._accept()
+            self._accept(patient=False)
         if self._pause is not None:
             self._pause.cancel()
         self._listener.close()
@@ -80,21 +85,32 @@ class Acceptor:
         self._pause = None
         self._loop.add_reader(self._listener, self._accept)
 
-    def _accept(self) -> None:
+    def _accept_all(self) -> None:
+        self._begin()
+        self._accept(patient=False)
+
+    def _stop_for(self, seconds: float, then: Callable[[], None]) -> None:
+        self._loop.remove_reader(self._listener)
+        self._pause = self._loop.call_later(seconds, then)
+
+    def _accept(self, patient: bool = True) -> None:
         connecting = sum(one.transport is None for one in self._connecting.values())
         for _ in range(BACKLOG):
+            full = self._is_full(connecting)
+            if full and patient and self._patience_s:
+                self._stop_for(self._patience_s, self._accept_all)
+                return
             try:
                 connection, _ = self._listener.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
             except OSError as error:  # too many open files, in this process or in all
                 log.warning("no connection can be accepted for %g s: %s", PAUSE_S, _reason(error))
-                self._loop.remove_reader(self._listener)
-                self._pause = self._loop.call_later(PAUSE_S, self._begin)
+                self._stop_for(PAUSE_S, self._begin)
                 return
             connection.setblocking(False)
-            if answer := self._refusal(connecting):
-                _refuse(connection, answer)
+            if full:
+                _refuse(connection, self._refusal())
             else:
                 connecting += 1
                 self._welcome(connection)

@@ -31,6 +31,7 @@ from app.workers import Crew
 
 EXIT_SETTINGS: Final = 78  # EX_CONFIG of sysexits.h
 SETTLE_S: Final = 0.1  # in which everything that the kernel holds for us is accepted and read
+ANOTHER_S: Final = 0.05  # in which another worker may take a connection that is one too many here
 LAST_ANSWERS_S: Final = 1.0  # to send what is answered already, where there is no time to drain
 
 App = Any  # an ASGI application with ``router.lifespan_context`` and ``state.service``
@@ -149,16 +150,18 @@ class Server(uvicorn.Server):
         guard: Any = self.config.http_protocol_class
         protocol = partial(guard, self.config, self.server_state, self.lifespan.state)
         for listener in sockets or ():
-            acceptor = Acceptor(listener, protocol, self._one_too_many)
+            patience_s = ANOTHER_S if self._crew else 0.0
+            acceptor = Acceptor(listener, protocol, self._is_full, self._refusal, patience_s)
             self.servers.append(acceptor)  # type: ignore[arg-type]  # what uvicorn needs of it
             if self._crew is None:
                 log.info("listening on %s", url(listener))
         if self._asked_early:
             self._reload()
 
-    def _one_too_many(self, connecting: int) -> bytes:
-        if len(self.server_state.connections) + connecting < self._connections:
-            return b""
+    def _is_full(self, connecting: int) -> bool:
+        return len(self.server_state.connections) + connecting >= self._connections
+
+    def _refusal(self) -> bytes:
         self.server_state.rejected("too_many_connections")
         return refusal("too_many_connections", self.server_state)
 

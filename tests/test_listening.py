@@ -133,11 +133,11 @@ def test_who_is_one_too_many_is_told_so_whatever_he_has_sent_and_nothing_is_made
         made.append(Greeter())
         return made[-1]
 
-    def refusal(connecting: int) -> bytes:
-        return b"" if sum(one.transport is not None for one in made) + connecting < 3 else b"enough"
+    def is_full(connecting: int) -> bool:
+        return sum(one.transport is not None for one in made) + connecting >= 3
 
     async def live() -> None:
-        acceptor = Acceptor(listener, greeter, refusal)
+        acceptor = Acceptor(listener, greeter, is_full, lambda: b"enough")
         await asyncio.sleep(0.2)
         acceptor.close()
 
@@ -158,13 +158,13 @@ def test_who_comes_while_others_are_being_connected_counts_once(listener: socket
             self.transport = transport
             open_.add(self)
 
-    def refusal(connecting: int) -> bytes:
+    def is_full(connecting: int) -> bool:
         counted.append(len(open_) + connecting)
-        return b"" if counted[-1] < cap else b"enough"
+        return counted[-1] >= cap
 
     async def live() -> list[socket.socket]:
         callers = connected(listener, at_once)
-        acceptor = Acceptor(listener, Staying, refusal)
+        acceptor = Acceptor(listener, Staying, is_full)
         for _ in range(later):
             await asyncio.sleep(0)
             callers += connected(listener, 3)
@@ -175,4 +175,37 @@ def test_who_comes_while_others_are_being_connected_counts_once(listener: socket
     with asyncio.Runner(loop_factory=make_loop) as runner:  # type: ignore[arg-type]
         for caller in runner.run(live()):
             caller.close()
-    assert counted == list(range(at_once + 3 * later))
+    assert sorted(set(counted)) == list(range(at_once + 3 * later + 1))
+
+
+@pytest.mark.parametrize("room", [COMING, 20])
+def test_one_too_many_here_is_left_to_whoever_has_room_and_else_refused(listener: socket.socket, room: int) -> None:
+    callers, rooms = connected(listener, COMING), [5, room]
+    refused = list[int]()
+
+    async def live() -> None:
+        acceptors = []
+        for number, most in enumerate(rooms):
+            made = list[Greeter]()
+
+            def greeter(made: list[Greeter] = made) -> Greeter:
+                made.append(Greeter())
+                return made[-1]
+
+            def is_full(_: int, made: list[Greeter] = made, most: int = most) -> bool:
+                return len(made) >= most
+
+            def refusal(number: int = number) -> bytes:
+                refused.append(number)
+                return b"enough"
+
+            # two processes have a file each for one and the same socket
+            acceptors.append(Acceptor(listener.dup(), greeter, is_full, refusal, patience_s=0.2))
+        await asyncio.sleep(1)
+        for acceptor in acceptors:
+            acceptor.close()
+
+    asyncio.run(live())
+    said = [until_end(caller) for caller in callers]
+    assert said.count(b"hello") == min(COMING, sum(rooms))
+    assert said.count(b"enough") == len(refused) == COMING - said.count(b"hello")
