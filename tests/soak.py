@@ -46,6 +46,7 @@ LEAST_MINUTES = 60  # with fewer the slope says nothing about an hour
 LOWEST_OF = 120  # seconds, somewhat more than a round: memory breathes with the load
 RELOAD_S = 300
 SECTION_S = 20.0  # of one level of load
+COUNTS = (1, 4, 16, 64)  # of samples and of draws: so that every size of batch is used for the first time early
 LEVELS = (0.5, 1.0, 4.0, 1.0, 2.0)  # times the capacity
 SETTINGS = {"drain_delay_s": 0, "deadline_s": 5, "max_queue_items": 1024}
 
@@ -70,7 +71,7 @@ class Mixture:
 
     def __init__(self, pictures: Pictures, seen: Seen) -> None:
         self._pictures, self._seen = pictures, seen
-        self._chance, self._samples = random.Random(7), dict[int, bytes]()
+        self._chance, self._samples = random.Random(7), dict[tuple[int, int], bytes]()
         dim = pictures.mu.shape[1]
         self._bad_json, self._bad_files = mutated(good_bodies(dim), 11), tampered(good_files(dim), 12)
         self._kinds = (self._encode,) * 8 + (self._sample, self._kl, self._score, self._json, self._file)
@@ -83,13 +84,13 @@ class Mixture:
         return self._pictures.request(number), lambda answer: self._known(self._pictures.check(number, answer), answer)
 
     def _sample(self) -> Ask:
-        seed = self._chance.randrange(50)
-        data = request("GET", f"/sample?n=4&seed={seed}&format=npy")
+        seed, n = self._chance.randrange(50), self._chance.choice(COUNTS)
+        data = request("GET", f"/sample?n={n}&seed={seed}&format=npy")
 
         def check(answer: Answer) -> str | None:
             if answer[0] != 200:
                 return None
-            off = np.abs(from_npy(answer[1]) - from_npy(self._samples.setdefault(seed, answer[1]))).max()
+            off = np.abs(from_npy(answer[1]) - from_npy(self._samples.setdefault((seed, n), answer[1]))).max()
             return self._known(f"samples of seed {seed} differ by {off:.3g}" if off > 1 / 255 else None, answer)
 
         return data, check
@@ -110,7 +111,10 @@ class Mixture:
 
     def _score(self) -> Ask:
         picture = npy(self._pictures.pixels[self._chance.randrange(len(self._pictures.pixels))])
-        return request("POST", "/score?samples=16", {"content-type": "application/x-npy"}, picture), lambda _: None
+        draws = self._chance.choice(COUNTS)
+        return request(
+            "POST", f"/score?samples={draws}", {"content-type": "application/x-npy"}, picture
+        ), lambda _: None
 
     def _json(self) -> Ask:
         route = self._chance.choice(("/encode", "/decode", "/kl", "/reconstruct"))
