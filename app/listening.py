@@ -91,6 +91,8 @@ class Acceptor:
 
     def _stop_for(self, seconds: float, then: Callable[[], None]) -> None:
         self._loop.remove_reader(self._listener)
+        if self._pause is not None:  # at the end, in the middle of an earlier one
+            self._pause.cancel()
         self._pause = self._loop.call_later(seconds, then)
 
     def _accept(self, patient: bool = True) -> None:

@@ -122,6 +122,34 @@ def test_where_no_file_can_be_opened_it_waits_and_goes_on(
     assert [record.levelname for record in caplog.records if record.name == "vae"] == ["WARNING"] * 3
 
 
+def test_an_end_in_the_middle_of_a_pause_leaves_nothing_behind(
+    listener: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listening, "PAUSE_S", 0.1)
+
+    class NoFiles:
+        """A listener for whose connections no file can be opened."""
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(listener, name)
+
+        def accept(self) -> object:
+            raise OSError(errno.EMFILE, "Too many open files")
+
+    caller, problems = connected(listener, 1)[0], list[dict[str, object]]()
+
+    async def live() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, problem: problems.append(problem))
+        acceptor = Acceptor(NoFiles(), Greeter)  # type: ignore[arg-type]
+        await asyncio.sleep(0.05)
+        acceptor.close()
+        await asyncio.sleep(0.3)
+
+    with caller:
+        asyncio.run(live())
+    assert problems == []
+
+
 def test_who_is_one_too_many_is_told_so_whatever_he_has_sent_and_nothing_is_made_for_him(
     listener: socket.socket,
 ) -> None:
