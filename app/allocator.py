@@ -22,7 +22,8 @@ def give_back_memory() -> bool:
     """Fix glibc's bounds for this process and those it forks; return whether that was done.
 
     Not where the C library is another one, nor where a variable of the environment has a word in it. Torch on the CPU
-    loses a quarter of its speed by it, as each layer's output then gets new pages; OpenVINO next to nothing (measured).
+    loses three tenths of its speed by it, as each layer's output then gets new pages; OpenVINO next to nothing
+    (measured: docs/experiments.md).
     """
     if any(name in os.environ for name in _VARIABLES):
         return False
