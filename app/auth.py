@@ -6,6 +6,7 @@ from hmac import compare_digest
 
 from fastapi import Request
 
+from app.context import context_of
 from app.errors import Unauthorized
 
 
@@ -31,8 +32,8 @@ def check_key(request: Request) -> None:
 
 
 def _sent_key(request: Request) -> bytes:
-    headers = dict(request.scope["headers"])
+    headers = context_of(request).headers
     scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
     if scheme.lower() == b"bearer":
-        return bytes(token.strip())
-    return bytes(headers.get(b"x-api-key", b"").strip())
+        return token.strip()
+    return headers.get(b"x-api-key", b"").strip()

@@ -17,6 +17,7 @@ from pydantic import ValidationError, create_model
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from app.context import context_of
 from app.errors import ServiceError, Unprocessable
 from app.problems import Departed, response_to
 
@@ -45,7 +46,7 @@ class DirectRoute(APIRoute):
             try:
                 return await handle(request)
             except (ServiceError, Departed) as error:
-                return response_to(error, request.scope["vae"].request_id)
+                return response_to(error, context_of(request).request_id)
 
         return answer
 

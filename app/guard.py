@@ -156,15 +156,15 @@ class Guard(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """Check what only the whole header block shows, before the application sees it."""
-        hosts = sum(name == b"host" for name, _ in self.headers)
-        tunnel = self.parser.get_method() == b"CONNECT"  # what follows would be another protocol
+        names = [name for name, _ in self.headers]
+        hosts, tunnel = names.count(b"host"), self.parser.get_method() == b"CONNECT"  # then another protocol follows
         if tunnel or (hosts != 1 and (hosts or self.parser.get_http_version() == "1.1")):  # RFC 9112, section 3.2
             self._stop_parser("malformed_http")
         if self.parser.should_upgrade():
             return  # the same comes again without that wish
         super().on_headers_complete()
         self._moved = self._in_body = True
-        self._left = sum(int(value) for name, value in self.headers if name == b"content-length")
+        self._left = int(self.headers[names.index(b"content-length")][1]) if b"content-length" in names else 0
         if self.server_state.draining:
             self.cycle.keep_alive = False
 

@@ -99,7 +99,7 @@ class _Items(ImageBatch):
                 images[i] = _read_nested(item, shape, place)
             else:
                 data = item if isinstance(item, bytes) else _from_base64(item, place)
-                images[i] = to_unit(_read_file(data, shape, place, max_pixels, resize))
+                to_unit(_read_file(data, shape, place, max_pixels, resize), images[i])
         return images
 
 

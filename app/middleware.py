@@ -7,20 +7,17 @@ One pure ASGI wrapper (no ``BaseHTTPMiddleware``: that hides departures and halv
 from __future__ import annotations
 
 import logging
-import random
-import re
 import time
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.engine import Engine
+from app.context import Context
 from app.logs import REQUEST_ID
 from app.problems import internal_error, problem_response
-from app.service import Service, Timing
+from app.service import Service
 
 log = logging.getLogger("vae")
-SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 UNMATCHED = "unmatched"
 CSP = (
     b"default-src 'self'; img-src 'self' blob: data:; object-src 'none'; base-uri 'none'; frame-ancestors 'none'; "
@@ -28,28 +25,6 @@ CSP = (
 )
 SECURITY = ((b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer"))
 Headers = list[tuple[bytes, bytes]]
-
-
-class Context:
-    """What is known of one request besides its bytes; lives in ``scope["vae"]``.
-
-    Attributes:
-        request_id: the caller's, or a new one.
-        started: when, on the monotonic clock.
-        body_bytes: that it has sent and that are held for it.
-        engine: that answers it, once it is chosen; a reload does not change it.
-        timing: of what the device computes for it.
-    """
-
-    __slots__ = ("body_bytes", "engine", "request_id", "started", "timing")
-
-    def __init__(self, request_id: str) -> None:
-        """Start the clock."""
-        self.request_id = request_id
-        self.started = time.monotonic()
-        self.body_bytes = 0
-        self.engine: Engine | None = None
-        self.timing: Timing | None = None
 
 
 class Envelope:
@@ -64,7 +39,7 @@ class Envelope:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        context = Context(_request_id(scope))
+        context = Context(self.service, scope["headers"])
         REQUEST_ID.set(context.request_id)  # every line logged for this request carries it
         head = scope["method"] == "HEAD"
         scope = {**scope, "vae": context, "method": "GET" if head else scope["method"]}  # the server keeps its own
@@ -111,13 +86,6 @@ class _Answer:
             total = time.monotonic() - context.started
             spans = (timing.queue_s * 1e3, timing.device_s * 1e3, total * 1e3)
             headers.append((b"server-timing", b"queue;dur=%.3f, device;dur=%.3f, total;dur=%.3f" % spans))
-
-
-def _request_id(scope: Scope) -> str:
-    """Return the caller's request id where it is a sane token, else a new one."""
-    sent = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
-    text = sent.decode("latin-1")
-    return text if SANE_ID.fullmatch(text) else f"{random.getrandbits(128):032x}"
 
 
 def _route(scope: Scope) -> str:

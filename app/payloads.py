@@ -35,6 +35,8 @@ __all__ = [
     "write_tensors",
 ]
 
+_NUMBERS: Final = (np.ndarray, np.floating, float)
+_SEVERAL: Final = (list, tuple, Mapping)
 _COMPRESSION: Final = 1  # of PNGs: 6 takes twice the time for a tenth fewer bytes
 
 
@@ -130,10 +132,9 @@ def _float32(tensor: NDArray[Any]) -> NDArray[np.float32]:
 
 def _check_finite(content: object) -> None:
     """Refuse NaN and infinity, which JSON would turn into null, wherever they stand."""
-    if isinstance(content, Mapping):
-        content = list(content.values())
-    if isinstance(content, list | tuple):
-        for part in content:
+    if isinstance(content, _NUMBERS):
+        if not np.isfinite(content).all():
+            raise ValueError("an answer holds a number that is not finite")
+    elif isinstance(content, _SEVERAL):
+        for part in content.values() if isinstance(content, Mapping) else content:
             _check_finite(part)
-    elif isinstance(content, np.ndarray | np.floating | float) and not np.isfinite(content).all():
-        raise ValueError("an answer holds a number that is not finite")

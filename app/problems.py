@@ -14,6 +14,7 @@ from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
+from app.context import context_of
 from app.errors import BadRequest, InternalError, MethodNotAllowed, NotFound, ServiceError
 
 log = logging.getLogger("vae")
@@ -73,10 +74,10 @@ def install(app: FastAPI) -> None:
     """Make ``app`` answer the framework's own errors as all others."""
 
     async def handle(request: Request, error: Exception) -> Response:
-        return response_to(_of_framework(error), request.scope["vae"].request_id)
+        return response_to(_of_framework(error), context_of(request).request_id)
 
     async def fail(request: Request, _error: Exception) -> Response:
-        return problem_response(internal_error(), request.scope["vae"].request_id)  # the error is raised again
+        return problem_response(internal_error(), context_of(request).request_id)  # the error is raised again
 
     app.add_exception_handler(HTTPException, handle)
     app.add_exception_handler(Exception, fail)

@@ -9,17 +9,18 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
 from fastapi import Request
-from starlette.requests import ClientDisconnect
+from numpy.typing import NDArray
 from starlette.responses import Response
 
 from app.auth import check_key
+from app.context import Context, context_of, service_of
 from app.direct import DirectRoute, Handler
 from app.engine import Engine
 from app.errors import ContentTooLarge, DeadlineExceeded, PreconditionFailed, QueueFull, Unprocessable
@@ -50,9 +51,10 @@ class WorkRoute(DirectRoute):
 
         async def timed(request: Request) -> Response:
             check_key(request)
-            seconds = deadline(request)
-            if "if-model-match" in request.headers:
-                check_model(request, service_of(request).engine)
+            context = context_of(request)
+            seconds = context.seconds = deadline(context)
+            if b"if-model-match" in context.headers:
+                check_model(context, context.service.engine)
             try:
                 async with asyncio.timeout(seconds):
                     return await handle(request)
@@ -61,30 +63,24 @@ class WorkRoute(DirectRoute):
                     f"no answer within {seconds:g} s (VAE_DEADLINE_S or X-Timeout-Ms); send less, or allow more time"
                 ) from None
             finally:
-                service_of(request).body_bytes -= request.scope["vae"].body_bytes
+                context.service.body_bytes -= context.body_bytes
 
         return timed
 
 
-def service_of(request: Request) -> Service:
-    """Return the service that answers this request."""
-    owner: Service = request.app.state.service
-    return owner
-
-
 def content_type(request: Request) -> str | None:
     """Return the request's Content-Type header."""
-    return request.headers.get("content-type")
+    return context_of(request).header(b"content-type")
 
 
-def deadline(request: Request) -> float:
+def deadline(context: Context) -> float:
     """Return the seconds that this request has.
 
     Raises:
         Unprocessable: ``X-Timeout-Ms`` is not a whole number of at least 1.
     """
-    longest = service_of(request).settings.deadline_s
-    sent = request.headers.get("x-timeout-ms")
+    longest = context.service.settings.deadline_s
+    sent = context.header(b"x-timeout-ms")
     if sent is None:
         return longest
     if not TIMEOUT_MS.fullmatch(sent) or int(sent) < 1:
@@ -92,13 +88,13 @@ def deadline(request: Request) -> float:
     return min(longest, int(sent) / 1000)
 
 
-def check_model(request: Request, engine: Engine) -> None:
+def check_model(context: Context, engine: Engine) -> None:
     """Compare ``If-Model-Match`` with the digest of an engine's weights.
 
     Raises:
         PreconditionFailed: they differ.
     """
-    wanted = request.headers.get("if-model-match")
+    wanted = context.header(b"if-model-match")
     if wanted is not None and engine.digest != wanted.strip().strip('"'):
         raise PreconditionFailed(
             f"the loaded weights are {engine.digest}, not those that If-Model-Match names; encode again with these "
@@ -116,8 +112,9 @@ def choose_engine(request: Request) -> Engine:
         PreconditionFailed: ``If-Model-Match`` names other weights.
         Unavailable: nothing is loaded yet.
     """
-    engine = request.scope["vae"].engine = service_of(request).engine
-    check_model(request, engine)
+    context = context_of(request)
+    engine = context.engine = context.service.engine
+    check_model(context, engine)
     return engine
 
 
@@ -147,12 +144,17 @@ def check_draws(images: int, draws: int, owner: Service) -> None:
         )
 
 
-async def offload(request: Request, size: int, work: Callable[..., T], *args: Any) -> T:
-    """Return ``work(*args)``, computed in a thread where ``size`` bytes are too many for the event loop.
+async def offload(request: Request, work: Callable[..., T], *args: Any) -> T:
+    """Return ``work(*args)``, computed in a thread where the request's body is too large for the event loop.
 
     The service's readers are few, so however many large images arrive, only so many are decoded at a time.
     """
-    return work(*args) if size <= SMALL_BODY_BYTES else await in_reader(request, work, *args)
+    return work(*args) if has_small_body(request) else await in_reader(request, work, *args)
+
+
+def has_small_body(request: Request) -> bool:
+    """Return whether reading what has come costs less than a hop to a thread."""
+    return context_of(request).body_bytes <= SMALL_BODY_BYTES
 
 
 async def in_reader(request: Request, work: Callable[..., T], *args: Any) -> T:
@@ -176,39 +178,42 @@ async def read_body(request: Request) -> tuple[bytes, Engine]:
             nobody takes room by announcing a body and not sending it.
         Unavailable: nothing is loaded yet; said before the body is read.
     """
-    owner, context = service_of(request), request.scope["vae"]
+    context = context_of(request)
+    owner = context.service
     owner.engine  # noqa: B018 - refuses while nothing is loaded
     limit = owner.settings.max_body_bytes
-    declared = request.headers.get("content-length", "")
-    if declared.isdecimal():
+    declared = context.headers.get(b"content-length", b"")
+    if declared.isdigit():
         if int(declared) > limit:
             raise _body_too_large(limit)
         _check_room(owner, int(declared))
-    parts: list[bytes] = []
-    try:
-        async for part in request.stream():
-            context.body_bytes += len(part)
-            owner.body_bytes += len(part)
-            if context.body_bytes > limit:
-                raise _body_too_large(limit)
-            _check_room(owner)
-            parts.append(part)
-    except ClientDisconnect:
-        raise Departed("the caller left") from None
+    parts, more = list[bytes](), True
+    while more:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise Departed("the caller left")
+        part, more = message.get("body", b""), message.get("more_body", False)
+        context.body_bytes += len(part)
+        owner.body_bytes += len(part)
+        if context.body_bytes > limit:
+            raise _body_too_large(limit)
+        _check_room(owner)
+        parts.append(part)
     return b"".join(parts), choose_engine(request)
 
 
-@asynccontextmanager
-async def admitted(request: Request, items: int, rows: int = 0) -> AsyncIterator[Call]:
+@contextmanager
+def admitted(request: Request, items: int, rows: int = 0) -> Iterator[Call]:
     """Hold room for ``items`` until the answer is computed; a caller who leaves frees it at once.
 
     ``rows`` is what the device computes for them, where that is more than one row each. The engine has been chosen.
     """
-    owner, engine = service_of(request), request.scope["vae"].engine
-    check_items(items, owner)
-    left_s = deadline(request) - (time.monotonic() - request.scope["vae"].started)
-    with owner.admit(engine, items, max(rows, items), left_s) as call:
-        request.scope["vae"].timing = call.timing
+    context = context_of(request)
+    assert context.engine is not None
+    check_items(items, context.service)
+    left_s = context.seconds - (time.monotonic() - context.started)
+    with context.service.admit(context.engine, items, max(rows, items), left_s) as call:
+        context.timing = call.timing
         task = asyncio.current_task()
         assert task is not None
         watcher = asyncio.create_task(_cancel_on_departure(request, task))
@@ -222,57 +227,53 @@ async def admitted(request: Request, items: int, rows: int = 0) -> AsyncIterator
             watcher.cancel()
 
 
-@asynccontextmanager
-async def images_of(request: Request, resize: str, draws: int = 1, rows: int = 1) -> AsyncIterator[tuple[Call, Any]]:
-    """Read the request's images: parse, make room, only then decode; yields the call and ``x (N, C, H, W)``.
+async def images_of(request: Request, draws: int = 1) -> ImageBatch:
+    """Read the request's images: parsed, not decoded, as there may be no room for them.
 
     Args:
         request: its body is read.
-        resize: ``never``, or anything else to have files cropped and resized.
-        draws: latents that are drawn for each image.
-        rows: that the device computes for each image.
+        draws: latents that are to be drawn for each image.
 
     Raises:
-        ContentTooLarge: body, items, pixels, or images times ``draws`` are over a limit.
+        ContentTooLarge: body, items, or images times ``draws`` are over a limit.
     """
     owner = service_of(request)
     body, engine = await read_body(request)
-    most, shape = owner.settings.max_items, engine.image_shape
-    kind = content_type(request)
-    batch = await offload(request, len(body), lambda: parse_images(body, kind, max_items=most, shape=shape))
+    most, shape, kind = owner.settings.max_items, engine.image_shape, content_type(request)
+    batch = await offload(request, lambda: parse_images(body, kind, max_items=most, shape=shape))
     check_draws(batch.count, draws, owner)
-    async with decoded(request, batch, len(body), resize, rows=rows * batch.count) as pair:
-        yield pair
+    return batch
 
 
-@asynccontextmanager
-async def decoded(
-    request: Request, batch: ImageBatch, size: int, resize: str, items: int = 0, rows: int = 0
-) -> AsyncIterator[tuple[Call, Any]]:
-    """Make room for parsed images, then decode them; yields the call and ``x (N, C, H, W)`` float32 in 0..1.
+async def decoded(request: Request, call: Call, batch: ImageBatch, resize: str) -> NDArray[np.float32]:
+    """Return the images of a request that has been let in, ``x (N, C, H, W)`` in 0..1.
 
-    ``size`` is that of the body in bytes; ``items`` is the room to make where more is asked for than there are images,
-    ``rows`` what the device computes for them.
+    Args:
+        request: its body held the images.
+        call: the request, admitted.
+        batch: the images, parsed.
+        resize: ``never``, or anything else to have files cropped and resized.
+
+    Raises:
+        ContentTooLarge: the files have too many pixels.
     """
-    async with admitted(request, max(items, batch.count), rows) as call:
-        settings, shape = service_of(request).settings, call.engine.image_shape
-        limit = settings.max_pixels
+    settings, shape = service_of(request).settings, call.engine.image_shape
+    limit = settings.max_pixels
 
-        def decode(part: ImageBatch) -> Any:
-            return part.decode(shape, max_pixels=limit, resize=resize != "never")
+    def decode(part: ImageBatch) -> NDArray[np.float32]:
+        return part.decode(shape, max_pixels=limit, resize=resize != "never")
 
-        def start(part: ImageBatch) -> Any:
-            most = max(limit * MAX_FULL_FILES, settings.max_items * shape[1] * shape[2], LIGHT_PIXELS)
-            check_pixels(batch, limit, most)
-            return decode(part)
+    def start(part: ImageBatch) -> NDArray[np.float32]:
+        most = max(limit * MAX_FULL_FILES, settings.max_items * shape[1] * shape[2], LIGHT_PIXELS)
+        check_pixels(batch, limit, most)
+        return decode(part)
 
-        if size <= SMALL_BODY_BYTES and batch.is_light():
-            yield call, decode(batch)
-        else:  # part by part, so that others get their turn, and who is gone is not decoded to the end
-            first, *rest = batch.parts()
-            parts = [await in_reader(request, start, first)]
-            parts += [await in_reader(request, decode, part) for part in rest]
-            yield call, parts[0] if len(parts) == 1 else np.concatenate(parts)
+    if has_small_body(request) and batch.is_light():
+        return decode(batch)
+    first, *rest = batch.parts()  # so that others get their turn, and who is gone is not decoded to the end
+    parts = [await in_reader(request, start, first)]
+    parts += [await in_reader(request, decode, part) for part in rest]
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def _body_too_large(limit: int) -> ContentTooLarge:

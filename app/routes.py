@@ -7,12 +7,14 @@ read (400, 413, 415, 422), no room (429), too late (504).
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request
 from starlette.responses import PlainTextResponse, Response
 
 from app import openapi, service, walks
+from app.context import context_of, service_of
 from app.divergences import answer
 from app.negotiation import Format, choose_format
 from app.payloads import ImageBatch, read_kl, read_latents, write_json
@@ -27,7 +29,6 @@ from app.reading import (
     images_of,
     offload,
     read_body,
-    service_of,
 )
 from app.schemas import EncodeOut, ImagesOut, KlOut, MapOut, ModelOut, SampleOut, ScoreOut, TraversalOut, WalkOut
 from app.service import Service
@@ -62,21 +63,22 @@ async def encode(
 
     The same image gives the same answer: nothing is drawn unless `draws` asks for it.
     """
-    chosen = choose_format(request.headers.get("accept"), form, TENSORS)
+    chosen = _format(request, form, TENSORS)
     seed = fresh_seed() if seed is None and draws else seed or 0
-    async with images_of(request, resize, max(1, draws)) as (call, x):
-        tensors = await service.encode(call, x, draws, seed)
+    images = await images_of(request, max(1, draws))
+    with admitted(request, images.count) as call:
+        tensors = await service.encode(call, await decoded(request, call, images, resize), draws, seed)
     return await write(chosen, tensors, {"seed": seed} if draws else {})
 
 
 @router.post("/decode", response_model=ImagesOut, openapi_extra=openapi.LATENTS_IN, responses=openapi.PICTURES_OUT)
 async def decode(request: Request, columns: Columns = None, form: FormatName = None) -> Response:
     """Decode latents to the mean image of p(x|z)."""
-    chosen = choose_format(request.headers.get("accept"), form, PICTURES)
+    chosen = _format(request, form, PICTURES)
     body, engine = await read_body(request)
     dim, most = engine.latent_dim, service_of(request).settings.max_items
-    z = await offload(request, len(body), lambda: read_latents(body, content_type(request), dim, max_items=most))
-    async with admitted(request, len(z)) as call:
+    z = await offload(request, lambda: read_latents(body, content_type(request), dim, max_items=most))
+    with admitted(request, len(z)) as call:
         images = await service.decode(call, z)
     return await write(chosen, {"images": images}, columns=columns)
 
@@ -91,17 +93,17 @@ async def sample(
     form: FormatName = None,
 ) -> Response:
     """Draw new images from the prior; image i of a seed depends on the seed and i alone."""
-    chosen = choose_format(request.headers.get("accept"), form, PICTURES)
+    chosen = _format(request, form, PICTURES)
     engine, headers = choose_engine(request), {"Cache-Control": "no-store"}
     check_items(n, service_of(request))
     if seed is not None:
         tag = sample_tag(engine, n, seed, temperature, columns, chosen.value)
         whose = "private" if request.app.state.keys else "public"  # a shared cache would answer without a key
         headers = {"ETag": tag, "Cache-Control": f"{whose}, max-age=31536000, immutable"}
-        if matches(request.headers.get("if-none-match"), tag):
+        if matches(context_of(request).header(b"if-none-match"), tag):
             return Response(status_code=304, headers={"Vary": "Accept", "X-Seed": str(seed), **headers})
     seed = fresh_seed() if seed is None else seed
-    async with admitted(request, n) as call:
+    with admitted(request, n) as call:
         z, images = await service.sample(call, n, seed, temperature)
     return await write(chosen, {"images": images, "z": z}, {"seed": seed}, headers, columns)
 
@@ -111,10 +113,11 @@ async def reconstruct(
     request: Request, columns: Columns = None, resize: Resize = "auto", form: FormatName = None
 ) -> Response:
     """Return `decode(mu)` of images: what the model keeps of them."""
-    chosen = choose_format(request.headers.get("accept"), form, PICTURES)
-    async with images_of(request, resize, rows=2) as (call, x):
-        images = await service.reconstruct(call, x)
-    return await write(chosen, {"images": images}, columns=columns)
+    chosen = _format(request, form, PICTURES)
+    images = await images_of(request)
+    with admitted(request, images.count, rows=2 * images.count) as call:
+        kept = await service.reconstruct(call, await decoded(request, call, images, resize))
+    return await write(chosen, {"images": kept}, columns=columns)
 
 
 @router.post("/score", response_model=ScoreOut, openapi_extra=openapi.IMAGES_IN, responses=openapi.FIELDS_OUT)
@@ -122,10 +125,11 @@ async def score(
     request: Request, samples: Samples = 64, seed: Seed = None, resize: Resize = "auto", form: FormatName = None
 ) -> Response:
     """Score images: ELBO, log-likelihood with its standard error, and the percentile that an alarm reads."""
-    chosen = choose_format(request.headers.get("accept"), form, FIELDS)
+    chosen = _format(request, form, FIELDS)
     seed = fresh_seed() if seed is None else seed
-    async with images_of(request, resize, samples, rows=samples + 1) as (call, x):
-        fields = await service.score(call, x, samples, seed)
+    images = await images_of(request, samples)
+    with admitted(request, images.count, rows=images.count * (samples + 1)) as call:
+        fields = await service.score(call, await decoded(request, call, images, resize), samples, seed)
     method = MONTE_CARLO if "kl_standard_error" in fields else CLOSED_FORM
     return await write(chosen, fields, {"method": method, "samples": samples, "seed": seed})
 
@@ -143,25 +147,24 @@ async def kl(
 
     Under a learned prior the KL of an image has no closed form: it is the mean over `samples` draws.
     """
-    chosen = choose_format(request.headers.get("accept"), form, FIELDS)
+    chosen = _format(request, form, FIELDS)
     owner = service_of(request)
     body, engine = await read_body(request)
     most, shape = owner.settings.max_items, engine.image_shape
-    question = await offload(
-        request, len(body), lambda: read_kl(body, content_type(request), max_items=most, shape=shape)
-    )
+    question = await offload(request, lambda: read_kl(body, content_type(request), max_items=most, shape=shape))
     facts: dict[str, object] = {"method": CLOSED_FORM}
     if isinstance(question, ImageBatch):
         draws = 0 if engine.exact_kl else samples
         check_draws(question.count, max(1, draws), owner)
         seed = fresh_seed() if seed is None else seed
-        async with decoded(request, question, len(body), resize, rows=question.count * (1 + draws)) as (call, x):
+        with admitted(request, question.count, rows=question.count * (1 + draws)) as call:
+            x = await decoded(request, call, question, resize)
             found = await service.posterior_kl(call, x, samples, seed)
         if "standard_error" in found:
             facts = {"method": MONTE_CARLO, "samples": samples, "seed": seed}
     else:
-        async with admitted(request, question.items):
-            found = await offload(request, len(body), answer, question)
+        with admitted(request, question.items):
+            found = await offload(request, answer, question)
     scale = 1.0 if unit == "nats" else 1 / math.log(2)
     return await write(chosen, {name: part * scale for name, part in found.items()}, {"unit": unit, **facts})
 
@@ -173,15 +176,12 @@ async def interpolate(
     request: Request, columns: Columns = None, resize: Resize = "auto", form: FormatName = None
 ) -> Response:
     """Walk from one latent or image to another and decode what lies between; a PNG has all steps in a row."""
-    chosen = choose_format(request.headers.get("accept"), form, PICTURES)
+    chosen = _format(request, form, PICTURES)
     body, engine = await read_body(request)
-    asked = await offload(request, len(body), read_interpolation, body, content_type(request), engine.latent_dim)
-    if isinstance(asked.ends, ImageBatch):
-        async with decoded(request, asked.ends, len(body), resize, asked.steps) as (call, x):
-            tensors = await walks.interpolate(call, asked, x)
-    else:
-        async with admitted(request, asked.steps) as call:
-            tensors = await walks.interpolate(call, asked)
+    asked = await offload(request, read_interpolation, body, content_type(request), engine.latent_dim)
+    with admitted(request, asked.steps) as call:
+        x = await decoded(request, call, asked.ends, resize) if isinstance(asked.ends, ImageBatch) else None
+        tensors = await walks.interpolate(call, asked, x)
     return await write(chosen, tensors, columns=columns or asked.steps)
 
 
@@ -190,10 +190,10 @@ async def interpolate(
 )
 async def traverse(request: Request, columns: Columns = None, form: FormatName = None) -> Response:
     """Leave a latent along single dimensions and decode what is met; a PNG has a row for each dimension."""
-    chosen = choose_format(request.headers.get("accept"), form, PICTURES)
+    chosen = _format(request, form, PICTURES)
     body, engine = await read_body(request)
-    asked = await offload(request, len(body), read_traversal, body, content_type(request), engine.latent_dim)
-    async with admitted(request, asked.items) as call:
+    asked = await offload(request, read_traversal, body, content_type(request), engine.latent_dim)
+    with admitted(request, asked.items) as call:
         tensors = await walks.traverse(call, asked)
     return await write(chosen, tensors, columns=columns or len(asked.values))
 
@@ -201,11 +201,11 @@ async def traverse(request: Request, columns: Columns = None, form: FormatName =
 @router.get("/map", response_model=MapOut, responses=openapi.TENSORS_OUT)
 async def latent_map(request: Request, form: FormatName = None) -> Response:
     """Show where held-out images lie in latent space, with its principal axes and the KL of each dimension."""
-    chosen, engine = choose_format(request.headers.get("accept"), form, TENSORS), choose_engine(request)
+    chosen, engine = _format(request, form, TENSORS), choose_engine(request)
     tensors, facts = walks.map_of(engine)
     tag = map_tag(engine, tensors | facts, chosen.value)
     headers = {"ETag": tag, "Cache-Control": "no-cache"}
-    if matches(request.headers.get("if-none-match"), tag):
+    if matches(context_of(request).header(b"if-none-match"), tag):
         return Response(status_code=304, headers={"Vary": "Accept", **headers})
     return await write(chosen, tensors, facts, headers)
 
@@ -221,6 +221,11 @@ async def metrics(request: Request) -> Response:
     """Return everything that is measured, in Prometheus's text format."""
     content, media_type = service_of(request).metrics.render()
     return Response(content, media_type=media_type)
+
+
+def _format(request: Request, name: str | None, offered: Sequence[Format]) -> Format:
+    """Return the format of the answer, by its name in the query or by ``Accept``."""
+    return choose_format(context_of(request).header(b"accept"), name, offered)
 
 
 def _description(owner: Service) -> dict[str, Any]:

@@ -99,6 +99,8 @@ def read_file(source: bytes | str | Path, shape: Shape, *, max_pixels: int, resi
     file = scan(data, max_pixels)
     try:
         image = _opened(file, shape)
+        if file.mode == _MODES[shape[0]] and image.size == (shape[2], shape[1]) and not file.exif:
+            return _pixels(image, shape)
         if file.exif:
             image.info["exif"] = file.exif
         if image.size != (file.width, file.height):
@@ -143,13 +145,12 @@ def prepare(image: Image.Image, shape: Shape, resize: bool = True) -> NDArray[np
         image = image.transpose(turn)
     if image.size != (width, height):
         image = ImageOps.fit(image, (width, height))
-    pixels = np.frombuffer(image.tobytes(), np.uint8).reshape(height, width, channels)
-    return np.ascontiguousarray(pixels.transpose(2, 0, 1))  # (H, W, C) -> (C, H, W)
+    return _pixels(image, shape)
 
 
-def to_unit(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Return bytes 0..255 as float32 in 0..1, of the same shape."""
-    return np.divide(pixels, np.float32(255), dtype=np.float32)
+def to_unit(pixels: NDArray[np.uint8], out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
+    """Return bytes 0..255 as float32 in 0..1, of the same shape, in ``out`` where it is given."""
+    return np.divide(pixels, np.float32(255), out, dtype=np.float32)
 
 
 def to_bytes(x: NDArray[Any]) -> NDArray[np.uint8]:
@@ -197,6 +198,13 @@ def _opened(file: ImageFile, shape: Shape) -> Image.Image:
     if file.mode and size == (shape[2], shape[1]):
         return Image.frombytes(file.mode, size, file.data, "jpeg", file.mode, "")
     return (PngImageFile if file.format == "PNG" else JpegImageFile)(BytesIO(file.data))
+
+
+def _pixels(image: Image.Image, shape: Shape) -> NDArray[np.uint8]:
+    """Return an image that has the model's mode and size as ``(C, H, W)``."""
+    channels, height, width = shape
+    pixels = np.frombuffer(image.tobytes(), np.uint8).reshape(height, width, channels)
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1))  # (H, W, C) -> (C, H, W)
 
 
 def _orientation(image: Image.Image) -> int:

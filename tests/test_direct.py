@@ -1,15 +1,16 @@
 """Routes served past the framework: the query read by the endpoint's signature, the table of paths."""
 
 import asyncio
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import pytest
 from fastapi import APIRouter, Query, Request
 from starlette.responses import PlainTextResponse, Response
 
+from app.context import Context
 from app.direct import Direct, DirectRoute, arguments_of
 from app.errors import NotFound, Unprocessable
-from app.middleware import Context
+from app.service import Service
 
 router = APIRouter(route_class=DirectRoute)
 
@@ -37,7 +38,8 @@ async def framework(scope: Any, receive: Any, send: Any) -> None:
 def ask(path: str, query: bytes = b"", method: str = "GET") -> tuple[int, str, str]:
     """Return status, body and the template of the route that was met."""
     sent: list[Any] = []
-    scope = {"type": "http", "method": method, "path": path, "query_string": query, "headers": [], "vae": Context("id")}
+    context = Context(cast(Service, None), [(b"x-request-id", b"id")])
+    scope = {"type": "http", "method": method, "path": path, "query_string": query, "headers": [], "vae": context}
 
     async def send(message: Any) -> None:
         sent.append(message)

@@ -16,7 +16,7 @@ from app.reading import in_reader
 
 def request_with(readers: ThreadPoolExecutor) -> Any:
     service = SimpleNamespace(readers=readers)
-    return SimpleNamespace(app=SimpleNamespace(state=SimpleNamespace(service=service)))
+    return SimpleNamespace(scope={"vae": SimpleNamespace(service=service)})
 
 
 def test_a_body_whose_time_is_over_is_not_held_until_a_thread_is_free() -> None:
