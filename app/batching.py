@@ -12,17 +12,20 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, Final, Protocol
+from typing import Any, Final
+from weakref import WeakSet
 
 from numpy.typing import NDArray
 
 from app.errors import QueueFull, Unavailable
 from app.lines import Answer, Columns, House, Line, Piece, Stay, Work, rows_of
+from app.monitor import Monitor, Silent
 from app.running import DeviceLost, Op, Outcomes, run_batch
 
 __all__ = ["Answer", "Batcher", "Columns", "DeviceLost", "Monitor", "Op", "Stay"]
 
 SMALL_CAP_S: Final = 60.0  # how long the batch size that fitted into memory is remembered
+QUICK_S: Final = 0.001  # what the event loop may be kept from its other work
 JOIN_S: Final = 5.0  # how long close() waits for a batch that is still running
 
 _REFUSALS: Final = {
@@ -30,32 +33,6 @@ _REFUSALS: Final = {
     "draining": "the server is shutting down; send the request again",
     "device_lost": "the device that computes is gone and the server ends; send the request again later",
 }
-
-
-class Monitor(Protocol):
-    """What a batcher reports, from its threads and from the event loop; must not raise."""
-
-    def queue_wait(self, op: str, seconds: float, /) -> None:
-        """Take the time that a submission waited for its first batch."""
-
-    def device(self, op: str, seconds: float, /) -> None:
-        """Take the time that a batch ran."""
-
-    def batch(self, op: str, items: int, /) -> None:
-        """Take the number of rows of a batch."""
-
-    def queue_items(self, op: str, n: int, /) -> None:
-        """Take the number of rows that wait now."""
-
-    def rejected(self, reason: str, /) -> None:
-        """Count a request that was refused, by the code of the refusal."""
-
-
-class _Silent:
-    def _ignore(self, *_: object) -> None:
-        pass
-
-    queue_wait = device = batch = queue_items = rejected = _ignore
 
 
 class Batcher:
@@ -67,6 +44,7 @@ class Batcher:
         streams: batches that may run at the same time; 1 means that one thread owns the device.
         monitor: takes what is measured.
         on_death: called once, on the event loop, with the error that ended an inference thread.
+        at_once: whether the event loop computes a quick row by itself where nobody else is there: threads are a detour.
     """
 
     def __init__(
@@ -76,17 +54,20 @@ class Batcher:
         streams: int = 1,
         monitor: Monitor | None = None,
         on_death: Callable[[BaseException], None] | None = None,
+        at_once: bool = False,
     ) -> None:
         """Keep the limits; nothing runs before ``start``."""
         self._max_batch, self._small_cap, self._small_until = max_batch, max_batch, 0.0
-        self._monitor: Monitor = monitor or _Silent()
-        self._on_death = on_death
+        self._monitor: Monitor = monitor or Silent()
+        self._on_death, self._quick_s = on_death, QUICK_S if at_once else -math.inf
         self._refusal: str | None = "loading"  # the code with which everybody is refused
         self._house = House(max_queue_items)
         self._open: set[Work] = set()  # submissions without an answer; the event loop's alone
-        self._changed = threading.Condition()  # guards the lines
+        self._changed = threading.Condition()  # guards the lines, and the next number
+        self._running = 0  # batches in the threads
         self._lines: dict[Op, Line] = {}  # those in which somebody waits
         self._served: dict[str, int] = {}  # operation -> number of its latest batch
+        self._quick = WeakSet[Op]()  # those whose latest single row took no longer than ``_quick_s``
         self._threads = [
             threading.Thread(target=self._live, name=f"inference-{i}", daemon=True) for i in range(streams)
         ]
@@ -166,21 +147,40 @@ class Batcher:
             raise ValueError(f"columns of one length above 0 are needed, got {[c.shape for c in columns]}")
         work = Work(columns, self._loop.create_future(), stay)
         self._open.add(work)
-        with self._changed:
-            if op not in self._lines:
-                self._lines[op] = Line(self._max_batch)
-            line = self._lines[op]
-            line.lane(work).add(work)
-            self._tell_waiting(op.name)
-            self._changed.notify()
         try:
+            if self._is_alone(op, work):
+                await asyncio.sleep(0)  # whoever came at the same time gets as far as this, and then none is alone
+                if self._is_alone(op, work):
+                    self._run_at_once(op, work)
+            if work.cut < work.rows and not work.future.done():
+                self._line_up(op, work)
             return await work.future
         finally:
             self._open.discard(work)
             if work.cut < work.rows:  # it left early, or failed
                 with self._changed:
-                    line.lane(work).drop(work)
+                    if line := self._lines.get(op):
+                        line.lane(work).drop(work)
                     self._tidy(op)
+
+    def _line_up(self, op: Op, work: Work) -> None:
+        with self._changed:
+            if op not in self._lines:
+                self._lines[op] = Line(self._max_batch)
+            self._lines[op].lane(work).add(work)
+            self._tell_waiting(op.name)
+            self._changed.notify()
+
+    def _is_alone(self, op: Op, work: Work) -> bool:
+        """Return whether this is a single quick row, and nothing else waits or is computed."""
+        return work.rows == len(self._open) == 1 and not self._running and op in self._quick
+
+    def _run_at_once(self, op: Op, work: Work) -> None:
+        work.cut = 1
+        try:
+            self._hand_over(*self._run(op, [Piece(work, 0, 1)]))
+        except BaseException as error:
+            self._die(error)
 
     def _check_open(self) -> None:
         if self._refusal is not None:
@@ -246,19 +246,29 @@ class Batcher:
                 if not self.alive:
                     return False
                 self._changed.wait()
+            self._running += 1
             if self._lines:  # there is more, and another thread may be free
                 self._changed.notify()
-        (op, batch), started = cut, time.monotonic()
+        done = self._run(*cut)
+        with self._changed:
+            self._running -= 1
+        self._on_loop(self._hand_over, *done)
+        return True
+
+    def _run(self, op: Op, batch: list[Piece]) -> tuple[list[Piece], Outcomes, float]:
+        """Run a batch; return it, what became of its rows, and the seconds that it took."""
+        started, rows = time.monotonic(), rows_of(batch)
         for work, start, _ in batch:
             if start == 0:
                 work.queue_s = started - work.queued_at
                 self._monitor.queue_wait(op.name, work.queue_s)
         outcomes = run_batch(op, batch, self._remember_full)
         seconds = time.monotonic() - started
-        self._monitor.batch(op.name, rows_of(batch))
+        if rows == 1:
+            (self._quick.add if seconds <= self._quick_s else self._quick.discard)(op)
+        self._monitor.batch(op.name, rows)
         self._monitor.device(op.name, seconds)
-        self._on_loop(self._hand_over, batch, outcomes, seconds)
-        return True
+        return batch, outcomes, seconds
 
     def _cut(self) -> tuple[Op, list[Piece]] | None:
         """Return the next batch, of the operation served longest ago; None where nobody waits."""

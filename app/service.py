@@ -97,7 +97,9 @@ class Service:
         engine = await self._load()
         if engine.device == "cpu" and self.settings.device == "auto":
             log.warning("VAE_DEVICE=auto: no GPU found, computing on the CPU")
-        self._batcher = Batcher(engine.max_batch, self._max_queue_items, engine.streams, self.metrics, self._on_death)
+        limits = engine.max_batch, self._max_queue_items, engine.streams
+        at_once = engine.device == "cpu"  # a GPU belongs to one thread
+        self._batcher = Batcher(*limits, self.metrics, self._on_death, at_once)
         self._batcher.start()
         self._use(engine)
 
@@ -150,9 +152,8 @@ class Service:
         """``ready``, ``loading``, ``draining`` or ``device_lost``."""
         if self.exit_status is not None:
             return "device_lost"
-        if self._draining:
-            return "draining"
-        return "ready" if self._engine else "loading"
+        state = "ready" if self._engine else "loading"
+        return "draining" if self._draining else state
 
     @property
     def digest(self) -> str | None:
