@@ -9,7 +9,7 @@ import sys
 import threading
 from contextlib import asynccontextmanager
 
-from app import server
+from app import batching, server
 from app.main import create_app
 from app.settings import load_settings
 
@@ -28,6 +28,7 @@ def hold(op):
 
 
 def main() -> int:
+    batching.QUICK_S = -1.0  # all rows are computed in threads: the event loop must not be held
     settings = load_settings()
     app = create_app(settings)
     start = app.router.lifespan_context

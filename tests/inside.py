@@ -12,12 +12,14 @@ from collections.abc import Coroutine, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from unittest.mock import patch
 from urllib.parse import urlsplit
 
 import numpy as np
 from service_answers import LEAKS, strict_json
 from service_pictures import from_npy, npy
 
+from app import batching
 from app.batching import Op
 from app.main import create_app
 from app.settings import Settings
@@ -118,10 +120,13 @@ class Failures(logging.Handler):
 
 @contextmanager
 def inside(**settings: Any) -> Iterator[Inside]:
-    """Start the application with the bundled model on the CPU; its threads end with the context."""
+    """Start the application with the bundled model on the CPU; its threads end with the context.
+
+    Rows are computed in threads alone, never by the event loop, so that a ``Gate`` holds nothing but threads.
+    """
     app = create_app(Settings(**{"device": "cpu", "log_level": "error", **settings}))
     log = logging.getLogger("vae")
-    with asyncio.Runner() as runner:
+    with asyncio.Runner() as runner, patch.object(batching, "QUICK_S", -1.0):
         loop = runner.get_loop()
         lifespan = app.router.lifespan_context(app)
         loop.run_until_complete(lifespan.__aenter__())

@@ -18,6 +18,7 @@ import pytest
 from fastapi import FastAPI
 from inside import Gate
 
+from app import batching
 from app.batching import DeviceLost
 from app.main import create_app
 from app.settings import Settings
@@ -25,6 +26,12 @@ from tests.tiny import CONFIG, save_tiny
 
 PIXELS = {"images": np.full((1, 1, 8, 8), 0.5).tolist()}
 Body = Callable[[httpx.AsyncClient, FastAPI], Awaitable[None]]
+
+
+@pytest.fixture(autouse=True)
+def rows_are_computed_in_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a ``Gate`` never holds the event loop."""
+    monkeypatch.setattr(batching, "QUICK_S", -1.0)
 
 
 @pytest.fixture(scope="module")
