@@ -25,7 +25,7 @@ from app.running import DeviceLost, Op, Outcomes, run_batch
 __all__ = ["Answer", "Batcher", "Columns", "DeviceLost", "Monitor", "Op", "Stay"]
 
 SMALL_CAP_S: Final = 60.0  # how long the batch size that fitted into memory is remembered
-QUICK_S: Final = 0.001  # what the event loop may be kept from its other work
+QUICK_S: Final = 0.001  # a row that took no longer may keep the event loop from its other work
 JOIN_S: Final = 5.0  # how long close() waits for a batch that is still running
 
 _REFUSALS: Final = {

@@ -44,7 +44,7 @@ class Context:
         self.timing: Timing | None = None
 
     def header(self, name: bytes) -> str | None:
-        """Return a header field of the request."""
+        """Return a header field of the request by its name in lower case; None where it has none of that name."""
         value = self.headers.get(name)
         return None if value is None else value.decode("latin-1")
 

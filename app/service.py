@@ -97,9 +97,8 @@ class Service:
         engine = await self._load()
         if engine.device == "cpu" and self.settings.device == "auto":
             log.warning("VAE_DEVICE=auto: no GPU found, computing on the CPU")
-        limits = engine.max_batch, self._max_queue_items, engine.streams
-        at_once = engine.device == "cpu"  # a GPU belongs to one thread
-        self._batcher = Batcher(*limits, self.metrics, self._on_death, at_once)
+        limits, on_cpu = (engine.max_batch, self._max_queue_items, engine.streams), engine.device == "cpu"
+        self._batcher = Batcher(*limits, self.metrics, self._on_death, at_once=on_cpu)  # a GPU belongs to one thread
         self._batcher.start()
         self._use(engine)
 
@@ -152,8 +151,9 @@ class Service:
         """``ready``, ``loading``, ``draining`` or ``device_lost``."""
         if self.exit_status is not None:
             return "device_lost"
-        state = "ready" if self._engine else "loading"
-        return "draining" if self._draining else state
+        if self._draining:
+            return "draining"
+        return "ready" if self._engine else "loading"
 
     @property
     def digest(self) -> str | None:

@@ -11,6 +11,9 @@ from batching_fakes import SAFETY_S, Held, Recorder, column, play, run_poisoned,
 from app import batching
 from app.batching import DeviceLost, Op
 from app.errors import InternalError, Unavailable
+from app.main import create_app
+from app.settings import Settings
+from tests.tiny import save_tiny
 
 
 @pytest.fixture(autouse=True)
@@ -214,6 +217,21 @@ def test_every_answer_belongs_to_its_request_wherever_it_is_computed():
 
             await asyncio.gather(*(client(pause_s) for pause_s in (0, 0.001, 0.002)))
             assert any(places.on_loop)
-            assert not all(places.on_loop)
+            assert not all(places.on_loop[1:])
+
+    play(scenario)
+
+
+def test_on_a_cpu_the_service_asks_for_it(tmp_path):
+    app = create_app(Settings(model=str(save_tiny(tmp_path / "tiny.safetensors")), device="cpu"))
+
+    async def scenario():
+        async with app.router.lifespan_context(app):
+            engine, x = app.state.service.engine, np.full((1, 1, 8, 8), 0.5, np.float32)
+            places = Places(engine.encode.run)
+            with app.state.service.admit(engine, 1, 1, SAFETY_S) as call:
+                first, *others = [await call.run(places.op, x) for _ in range(3)]
+            assert places.on_loop == [False, True, True]
+            assert all(np.array_equal(first[0], other[0]) for other in others)
 
     play(scenario)
