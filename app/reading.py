@@ -255,7 +255,8 @@ async def decoded(request: Request, call: Call, batch: ImageBatch, resize: str) 
         resize: ``never``, or anything else to have files cropped and resized.
 
     Raises:
-        ContentTooLarge: the files have too many pixels.
+        ContentTooLarge: the files have too many pixels, one of them or all together.
+        BadRequest, Unprocessable: as ``ImageBatch.decode`` says.
     """
     settings, shape = service_of(request).settings, call.engine.image_shape
     limit = settings.max_pixels
