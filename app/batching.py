@@ -20,12 +20,13 @@ from numpy.typing import NDArray
 from app.errors import QueueFull, Unavailable
 from app.lines import Answer, Columns, House, Line, Piece, Stay, Work, rows_of
 from app.monitor import Monitor, Silent
-from app.running import DeviceLost, Op, Outcomes, run_batch
+from app.running import DeviceLost, Op, Outcomes, deliver, run_batch
 
 __all__ = ["Answer", "Batcher", "Columns", "DeviceLost", "Monitor", "Op", "Stay"]
 
 SMALL_CAP_S: Final = 60.0  # how long the batch size that fitted into memory is remembered
 QUICK_S: Final = 0.001  # a row that took no longer may keep the event loop from its other work
+WORTH: Final = 16  # rows for which a thread is woken beside quick batches of fewer, which end before it has begun
 JOIN_S: Final = 5.0  # how long close() waits for a batch that is still running
 
 _REFUSALS: Final = {
@@ -44,7 +45,7 @@ class Batcher:
         streams: batches that may run at the same time; 1 means that one thread owns the device.
         monitor: takes what is measured.
         on_death: called once, on the event loop, with the error that ended an inference thread.
-        at_once: whether the event loop computes a quick row by itself where nobody else is there: threads are a detour.
+        at_once: whether quick rows are spared the threads: the event loop computes a lone one, few wait for their like.
     """
 
     def __init__(
@@ -64,7 +65,7 @@ class Batcher:
         self._house = House(max_queue_items)
         self._open: set[Work] = set()  # submissions without an answer; the event loop's alone
         self._changed = threading.Condition()  # guards the lines, and the next number
-        self._running = 0  # batches in the threads
+        self._running: list[bool] = []  # of each batch in the threads whether it will be over in no time
         self._lines: dict[Op, Line] = {}  # those in which somebody waits
         self._served: dict[str, int] = {}  # operation -> number of its latest batch
         self._quick = WeakSet[Op]()  # those whose latest single row took no longer than ``_quick_s``
@@ -218,7 +219,7 @@ class Batcher:
                 work.stay.rows -= part
                 rows += part
         self._house.leave(0, rows)
-        _deliver(batch, outcomes, seconds)
+        deliver(batch, outcomes, seconds)
 
     def _die(self, error: BaseException) -> None:
         if self.alive:
@@ -242,16 +243,17 @@ class Batcher:
     def _serve_batch(self) -> bool:
         """Wait for work, run one batch and hand its rows over; False once the batcher has ended."""
         with self._changed:
-            while (cut := self._cut()) is None:
+            while not self._may_start() or (cut := self._cut()) is None:
                 if not self.alive:
                     return False
                 self._changed.wait()
-            self._running += 1
+            brief = cut[0] in self._quick and rows_of(cut[1]) < WORTH
+            self._running.append(brief)
             if self._lines:  # there is more, and another thread may be free
                 self._changed.notify()
         done = self._run(*cut)
         with self._changed:
-            self._running -= 1
+            self._running.remove(brief)
         self._on_loop(self._hand_over, *done)
         return True
 
@@ -270,6 +272,11 @@ class Batcher:
         self._monitor.device(op.name, seconds)
         return batch, outcomes, seconds
 
+    def _may_start(self) -> bool:
+        """Return whether a batch may start: beside brief ones only where enough waits to be worth another thread."""
+        crowded = bool(self._running) and all(self._running)
+        return not crowded or sum(line.rows for line in self._lines.values()) >= WORTH
+
     def _cut(self) -> tuple[Op, list[Piece]] | None:
         """Return the next batch, of the operation served longest ago; None where nobody waits."""
         while self._lines:
@@ -287,14 +294,3 @@ class Batcher:
     def _remember_full(self, rows: int) -> None:
         self._small_cap = max(1, min(self._cap(), rows // 2))
         self._small_until = time.monotonic() + SMALL_CAP_S
-
-
-def _deliver(batch: list[Piece], outcomes: Outcomes, seconds: float) -> None:
-    """Hand every submission its rows or its error."""
-    for piece in batch:
-        piece.work.device_s += seconds
-    for (work, start, stop), result in outcomes:
-        try:
-            work.settle(start, stop, result)
-        except ValueError as error:  # the batches of one submission have different shapes
-            work.settle(start, stop, error)

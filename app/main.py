@@ -19,6 +19,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app import openapi, problems
+from app.allocator import trimmed_now_and_then
 from app.direct import Direct
 from app.health import router as health
 from app.metrics import Metrics
@@ -53,7 +54,8 @@ def create_app(settings: Settings | None = None, crew: Crew | None = None) -> Fa
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         await service.start()
         try:
-            yield
+            async with trimmed_now_and_then():
+                yield
         finally:
             await service.close()
 

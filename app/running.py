@@ -118,3 +118,14 @@ def _halves(group: list[Piece]) -> list[list[Piece]]:
     work, start, stop = group[0]
     middle = (start + stop) // 2
     return [[Piece(work, middle, stop)], [Piece(work, start, middle)]]
+
+
+def deliver(batch: list[Piece], outcomes: Outcomes, seconds: float) -> None:
+    """Hand every submission its rows or its error; on the event loop."""
+    for piece in batch:
+        piece.work.device_s += seconds
+    for (work, start, stop), result in outcomes:
+        try:
+            work.settle(start, stop, result)
+        except ValueError as error:  # the batches of one submission have different shapes
+            work.settle(start, stop, error)

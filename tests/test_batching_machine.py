@@ -154,14 +154,14 @@ def lose(batch, outcomes, seconds):
     pass
 
 
-def swap(batch, outcomes, seconds, deliver=batching._deliver):
+def swap(batch, outcomes, seconds, deliver=batching.deliver):
     results = [result for _, result in outcomes]
     deliver(batch, [(piece, r) for (piece, _), r in zip(outcomes, results[::-1], strict=True)], seconds)
 
 
 @pytest.mark.parametrize(("broken", "found"), [(lose, TimeoutError), (swap, AssertionError)])
 def test_a_batcher_that_loses_or_swaps_answers_is_found_out(monkeypatch, broken, found):
-    monkeypatch.setattr(batching, "_deliver", broken)
+    monkeypatch.setattr(batching, "deliver", broken)
     machine = BatcherMachine()
     for _ in range(3):
         machine.submit(items=2, op=0, poison=0)

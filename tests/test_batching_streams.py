@@ -1,0 +1,153 @@
+"""A second thread computes beside a long batch or for many rows; a few wait for the quick batch that is under way."""
+
+import asyncio
+import time
+
+import numpy as np
+import pytest
+from batching_fakes import SAFETY_S, Held, column, play, serving
+
+from app import batching
+from app.batching import WORTH
+
+
+@pytest.fixture(autouse=True)
+def everything_is_quick(monkeypatch):
+    monkeypatch.setattr(batching, "QUICK_S", SAFETY_S)
+
+
+async def quick(batcher, name="op"):
+    """Return an operation that the batcher knows as quick and that waits at its gate from now on."""
+    held = Held(name=name)
+    held.gate.set()
+    await batcher.submit(held.op, column(0))
+    held.gate.clear()
+    held.running.clear()
+    held.batches.clear()
+    return held
+
+
+async def under_way(batcher, held, rows=2):
+    """Submit rows, more than the one that the event loop would compute, and return when a thread holds them."""
+    task = asyncio.create_task(batcher.submit(held.op, np.zeros(rows)))
+    await asyncio.to_thread(held.running.wait, SAFETY_S)
+    return task
+
+
+async def until_sizes(held, sizes):
+    deadline = time.monotonic() + SAFETY_S
+    while held.sizes != sizes and time.monotonic() < deadline:
+        await asyncio.sleep(0.001)
+    assert held.sizes == sizes
+
+
+async def come_one_by_one(batcher, op, count):
+    """Start submissions of one row each, with time enough for a free thread to take each of them alone."""
+    tasks = []
+    for value in range(count):
+        tasks.append(asyncio.create_task(batcher.submit(op, column(value))))
+        await asyncio.sleep(0.01)
+    return tasks
+
+
+def test_few_rows_wait_for_a_quick_batch_and_are_computed_together():
+    async def scenario():
+        async with serving(max_batch=64, streams=2, at_once=True) as batcher:
+            held = await quick(batcher)
+            first = await under_way(batcher, held)
+            tasks = await come_one_by_one(batcher, held.op, 3)
+            assert held.sizes == [2]
+            held.gate.set()
+            await asyncio.gather(first, *tasks)
+            assert held.sizes == [2, 3]
+
+    play(scenario)
+
+
+def test_enough_rows_do_not_wait():
+    async def scenario():
+        async with serving(max_batch=64, streams=2, at_once=True) as batcher:
+            held = await quick(batcher)
+            first = await under_way(batcher, held)
+            tasks = await come_one_by_one(batcher, held.op, WORTH)
+            await until_sizes(held, [2, WORTH])
+            held.gate.set()
+            await asyncio.gather(first, *tasks)
+
+    play(scenario)
+
+
+def test_rows_of_several_operations_count_together():
+    async def scenario():
+        async with serving(max_batch=64, streams=2, at_once=True) as batcher:
+            held, other = await quick(batcher), await quick(batcher, "other")
+            first = await under_way(batcher, held)
+            few = asyncio.create_task(batcher.submit(other.op, np.zeros(WORTH // 2)))
+            await asyncio.sleep(0.01)
+            assert other.sizes == []
+            more = asyncio.create_task(batcher.submit(held.op, np.zeros(WORTH // 2)))
+            await until_sizes(other, [WORTH // 2])
+            held.gate.set()
+            other.gate.set()
+            await asyncio.gather(first, few, more)
+
+    play(scenario)
+
+
+def test_nobody_waits_beside_a_large_batch():
+    async def scenario():
+        async with serving(max_batch=64, streams=2, at_once=True) as batcher:
+            held = await quick(batcher)
+            large = await under_way(batcher, held, WORTH)
+            single = asyncio.create_task(batcher.submit(held.op, column(1)))
+            await until_sizes(held, [WORTH, 1])
+            held.gate.set()
+            await asyncio.gather(large, single)
+
+    play(scenario)
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+def test_nobody_waits_beside_a_batch_that_is_not_known_to_be_quick(at_once):
+    async def scenario():
+        async with serving(max_batch=64, streams=2, at_once=at_once) as batcher:
+            slow = Held()
+            first = await under_way(batcher, slow)
+            second = asyncio.create_task(batcher.submit(slow.op, column(1)))
+            await until_sizes(slow, [2, 1])
+            slow.gate.set()
+            await asyncio.gather(first, second)
+
+    play(scenario)
+
+
+def test_nobody_waits_where_a_long_batch_runs_beside_the_quick_one():
+    async def scenario():
+        async with serving(max_batch=64, streams=3, at_once=True) as batcher:
+            held, slow = await quick(batcher), Held(name="slow")
+            long = await under_way(batcher, slow)
+            brief = await under_way(batcher, held)
+            single = asyncio.create_task(batcher.submit(held.op, column(1)))
+            await until_sizes(held, [2, 1])
+            held.gate.set()
+            slow.gate.set()
+            await asyncio.gather(long, brief, single)
+
+    play(scenario)
+
+
+def test_who_waits_for_a_quick_batch_is_told_when_the_batcher_ends():
+    async def scenario():
+        async with serving(max_batch=64, streams=2, at_once=True) as batcher:
+            held = await quick(batcher)
+            first = await under_way(batcher, held)
+            (waiting,) = await come_one_by_one(batcher, held.op, 1)
+            closing = asyncio.create_task(batcher.close())
+            done = await asyncio.gather(first, waiting, return_exceptions=True)
+            assert [error.code for error in done] == ["draining", "draining"]
+            held.gate.set()
+            await closing
+            assert not any(thread.is_alive() for thread in batcher._threads)
+            assert held.sizes == [2]
+
+    play(scenario)
