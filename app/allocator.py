@@ -3,7 +3,7 @@
 glibc moves its own bounds: after a block of 30 MB has been freed, blocks of up to that size come out of its arenas,
 between small ones, and an arena keeps 60 MB at its end. So a process keeps the most that it ever needed at one time,
 and a little more whenever a new crest finds the free pieces too small. Fixed bounds send the large blocks back, and
-what lies free between small ones goes once a minute.
+what lies free between small ones goes every ten seconds.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Final
 
 LARGE: Final = 131_072  # bytes from which a block has pages of its own, which go when it is freed
 SPARE: Final = 262_144  # free bytes that an arena keeps at its end
-TRIM_S: Final = 60.0  # seconds between two times that free pages are sent back, for some milliseconds of work
+TRIM_S: Final = 10.0  # seconds between two times that free pages are sent back, for some milliseconds of work
 _TRIM_THRESHOLD: Final = -1  # M_TRIM_THRESHOLD of <malloc.h>
 _MMAP_THRESHOLD: Final = -3  # M_MMAP_THRESHOLD
 _VARIABLES: Final = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")

@@ -21,6 +21,7 @@ PIXELS: Final = ("uint8", *FLOATS)
 _MAX_NPY_HEADER: Final = 10_000
 _MAX_SAFETENSORS_HEADER: Final = 100_000
 _MAX_AXES: Final = 8
+_MAX_SIDES: Final = 2**48  # their product, a side of 0 counted as 1: NumPy refuses much larger arrays, even empty ones
 
 # A .npy header is the text of a Python dictionary with these three keys (numpy.lib.format).
 _DESCR: Final = re.compile(r"""['"]descr['"]\s*:\s*(?:['"][<>|=]?([A-Za-z?]\d{0,6})(?:\[\w{1,8}\])?['"]|[\[(])""")
@@ -80,6 +81,7 @@ def _read_npy(body: bytes, dtypes: tuple[str, ...]) -> NDArray[Any]:
             f"the .npy header asks for {needed:,} bytes of data, the body holds {len(body) - start:,}",
             code="malformed_npy",
         )
+    _check_sides(sides)
     return np.ndarray(sides, kind, body, start, order="F" if order[1] == "True" else "C")
 
 
@@ -109,13 +111,21 @@ def _read_safetensors(body: bytes, name: str, dtypes: tuple[str, ...]) -> NDArra
         raise Unprocessable(f"the safetensors file has no tensor named {name!r}", code="invalid_field")
     tensor: dict[str, Any] = tensors[name]
     kind = _dtype(_SAFETENSORS.get(tensor["dtype"]), tensor["dtype"], dtypes)
-    _check_axes(tuple(tensor["shape"]))
-    return np.ndarray(tuple(tensor["shape"]), kind, tensor["data"])
+    sides = tuple(tensor["shape"])
+    _check_axes(sides)
+    _check_sides(sides)
+    return np.ndarray(sides, kind, tensor["data"])
 
 
 def _check_axes(sides: tuple[int, ...]) -> None:
     if len(sides) > _MAX_AXES:
         raise Unprocessable(f"the array has {len(sides)} axes; at most 4 are read", code="wrong_shape")
+
+
+def _check_sides(sides: tuple[int, ...]) -> None:
+    """Refuse an empty array whose other sides are too long for any array."""
+    if math.prod(max(side, 1) for side in sides) > _MAX_SIDES:
+        raise Unprocessable(f"the array has no numbers and sides of up to {max(sides):,}", code="wrong_shape")
 
 
 def _dtype(name: str | None, code: str, dtypes: tuple[str, ...]) -> np.dtype[Any]:

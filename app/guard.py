@@ -7,7 +7,6 @@ earlier one's answer, and the answers that nobody reads; refuses with ``malforme
 
 import asyncio
 from collections.abc import Sized
-from dataclasses import dataclass
 from typing import Any, Final
 
 import httptools
@@ -17,35 +16,11 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from app.errors import CONNECTION_CODES
+from app.limits import Limits
 from app.problems import plain_answer
 
 STEP: Final = 1024  # bytes, besides a declared body, that are parsed before the next look whether requests wait
 NOTHING: Final = memoryview(b"")  # an empty part of a message would keep all of it in memory
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Limits of one connection, and the number of connections.
-
-    Attributes:
-        header_bytes: of a request's path and header fields, and of anything else that is not a body.
-        receive_s: seconds from the first byte of a request (at first: from the connection) to its last.
-        chunks: chunks of one body; 32 MiB in pieces of a kilobyte.
-        connections: open at the same time.
-        keep_alive_s: seconds that an idle connection is kept.
-        send_s: seconds in which ``send_bytes`` of an answer must have been taken, or the rest of it.
-        send_bytes: see ``send_s``; who takes less is cut.
-        unsent_bytes: of answers that wait for their readers, over all connections; beyond, who waits longest is cut.
-    """
-
-    header_bytes: int = 16_384
-    receive_s: float = 10.0
-    chunks: int = 32_768
-    connections: int = 4096
-    keep_alive_s: int = 30
-    send_s: float = 30.0
-    send_bytes: int = 262_144
-    unsent_bytes: int = 268_435_456
 
 
 class State(ServerState):
@@ -57,6 +32,7 @@ class State(ServerState):
         """Start without a connection."""
         super().__init__()
         self.unread: dict[Guard, None] = {}  # connections whose answers wait for their readers, the longest first
+        self.behind_bytes = 0  # of what came behind requests that wait
 
     def digest(self) -> str | None:
         """Return what ``X-Model-Digest`` says; none where nothing is loaded."""
@@ -107,6 +83,7 @@ class Guard(HttpToolsProtocol):
         self._reading = self._in_body = self._moved = False  # in a request; in its body; the parser made something
         self._pile = 0  # bytes that it made nothing of
         self._unparsed = NOTHING  # what came behind requests that wait for an earlier one's answer
+        self._behind = 0  # bytes that this takes
         self._size = self._chunks = 0  # of this request's path and header fields; of its body
         self._left = 0  # bytes of its declared body that are still to come
         self._code = "malformed_http"  # of the refusal, if the parser stops
@@ -122,6 +99,7 @@ class Guard(HttpToolsProtocol):
         """Stop the clock."""
         self._stop_clock()
         self._stop_watch()
+        self._keep(NOTHING)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -152,7 +130,8 @@ class Guard(HttpToolsProtocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         """Take a header field, or a trailer field after a body."""
         self._grow(len(name) + len(value) + 4)
-        super().on_header(name, value)
+        if not self._in_body:  # a trailer is no header (RFC 9110, section 6.5.1)
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         """Check what only the whole header block shows, before the application sees it."""
@@ -219,12 +198,24 @@ class Guard(HttpToolsProtocol):
                 self._parse(part)
             except httptools.HttpParserError:
                 self._refuse(self._code)
-                return
+                break
             self._pile = 0 if self._moved else self._pile + len(part)
             if self._pile > self._limits.header_bytes:
                 self._refuse("headers_too_large")
             elif self._timer is None and (self._reading or self._is_idle()):
                 self._start_clock()
+        self._keep(NOTHING if self.transport.is_closing() else self._unparsed)
+
+    def _keep(self, rest: memoryview) -> None:
+        """Keep what is not parsed yet, without a large buffer around it; cut who brings too much of it."""
+        held, others = memoryview(rest.obj).nbytes, self.server_state.behind_bytes - self._behind
+        if held > 2 * len(rest):
+            rest, held = memoryview(bytes(rest)), len(rest)
+        if rest and others + held > self._limits.behind_bytes:
+            self.transport.abort()
+            rest, held = NOTHING, 0
+        self._unparsed, self._behind = rest, held
+        self.server_state.behind_bytes = others + held
 
     def _parse(self, data: memoryview) -> None:
         """Parse; who asks for another protocol is answered in this one (RFC 9110, section 7.8)."""

@@ -4,9 +4,6 @@ Between the two the queue can refuse the request, before a single pixel costs an
 model: bytes and a Content-Type in, arrays out.
 """
 
-import base64
-import binascii
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
@@ -15,19 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.arrays import PIXELS, read_array, shape_text, to_float32
+from app.claims import Item, from_base64, most_pixels, told_pixels
 from app.errors import BadRequest, ContentTooLarge, Unprocessable
 from app.json_bodies import check_lists, read_json
 from app.multipart import split_parts
 from app.negotiation import IMAGE_TYPES, JPEG, JSON, MULTIPART, PNG, input_type
 from app.schemas import MAX_ROWS, ImagesIn
-from model.imagefile import JPEG_PIXELS_PER_BYTE, scan
 from model.pixels import ImageError, Shape, TooManyPixels, WrongSize, read_file, to_unit
 
 LIGHT_PIXELS: Final = 1_000_000  # decoded in a few milliseconds
 PART_BYTES: Final = 16_384  # of image files that are decoded in one go
-
-Item = bytes | str | list[Any]
-_DATA_URL: Final = re.compile(r"data:[^,]{0,200};base64,", re.IGNORECASE)
 
 
 class ImageBatch(ABC):
@@ -75,11 +69,11 @@ class _Items(ImageBatch):
         self._first, self._of = first, of or len(items)  # where these stand in the whole batch
 
     def is_light(self) -> bool:
-        return sum(map(_claimed_pixels, self._items)) <= LIGHT_PIXELS
+        return sum(map(most_pixels, self._items)) <= LIGHT_PIXELS
 
     def pixels(self, max_pixels: int, enough: int) -> int:
-        most = sum(min(_claimed_pixels(item), max_pixels) for item in self._items)
-        return most if most <= enough else sum(min(_told_pixels(item), max_pixels) for item in self._items)
+        most = sum(min(most_pixels(item), max_pixels) for item in self._items)
+        return most if most <= enough else sum(min(told_pixels(item), max_pixels) for item in self._items)
 
     def parts(self) -> list[ImageBatch]:
         ends, size = [0], 0
@@ -213,43 +207,10 @@ def _read_file(data: bytes, shape: Shape, place: _Place, max_pixels: int, resize
         raise BadRequest(text, code="malformed_image", errors=[(place.where, str(error))]) from None
 
 
-def _claimed_pixels(item: Item) -> int:
-    """Return the most pixels that an item can turn out to have, from its first bytes and its length."""
-    if isinstance(item, list):
-        return 0
-    head = item[:24] if isinstance(item, bytes) else _base64_head(item)
-    if head.startswith(b"\x89PNG\r\n\x1a\n") and len(head) >= 24:
-        return int.from_bytes(head[16:20]) * int.from_bytes(head[20:24])
-    return JPEG_PIXELS_PER_BYTE * len(item)
-
-
-def _told_pixels(item: Item) -> int:
-    """Return the pixels that an image file's header tells; 0 where it cannot be read."""
-    if isinstance(item, list):
-        return 0
-    try:
-        file = scan(item if isinstance(item, bytes) else _from_base64(item, _Place(0, 1, "")), 2**62)
-        return file.width * file.height
-    except (BadRequest, ImageError):
-        return 0
-
-
-def _base64_head(text: str) -> bytes:
-    prefix = _DATA_URL.match(text) if text[:5].lower() == "data:" else None
-    start = prefix.end() if prefix else 0
-    try:
-        return base64.b64decode(text[start : start + 32])
-    except (binascii.Error, ValueError):
-        return b""
-
-
 def _from_base64(text: str, place: _Place) -> bytes:
-    """Return the bytes of a base64 string; a ``data:`` URL's prefix and white space are allowed."""
-    prefix = _DATA_URL.match(text) if text[:5].lower() == "data:" else None
     try:
-        encoded = (text[prefix.end() :] if prefix else text).encode("ascii")
-        return base64.b64decode(encoded.translate(None, b" \t\r\n"), validate=True)
-    except (binascii.Error, ValueError):
+        return from_base64(text)
+    except ValueError:
         problem = "is not base64 of an image file"
         raise BadRequest(f"{place.text} {problem}", code="malformed_image", errors=[(place.where, problem)]) from None
 

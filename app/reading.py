@@ -11,7 +11,6 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -28,6 +27,7 @@ from app.images_in import LIGHT_PIXELS, check_pixels
 from app.payloads import ImageBatch, parse_images
 from app.problems import Departed
 from app.service import Call, Service
+from app.threads import in_thread
 
 T = TypeVar("T")
 SMALL_BODY_BYTES = 4096  # up to here a body is read on the event loop: a hop to a thread costs more
@@ -159,12 +159,7 @@ def has_small_body(request: Request) -> bool:
 
 async def in_reader(request: Request, work: Callable[..., T], *args: Any) -> T:
     """Return ``work(*args)``, computed in one of the service's reader threads."""
-    job = [partial(work, *args)]
-    try:
-        return await asyncio.get_running_loop().run_in_executor(service_of(request).readers, lambda: job.pop()())
-    except asyncio.CancelledError:
-        job.clear()  # it stays in line until a thread is free, and a body whose time is over is counted no longer
-        raise
+    return await in_thread(service_of(request).readers, work, *args)
 
 
 async def read_body(request: Request) -> tuple[bytes, Engine]:
@@ -204,8 +199,9 @@ async def read_body(request: Request) -> tuple[bytes, Engine]:
 
 @contextmanager
 def admitted(request: Request, items: int, rows: int = 0) -> Iterator[Call]:
-    """Hold room for ``items`` until the answer is computed; a caller who leaves frees it at once.
+    """Hold room for ``items`` until the answer is written; a caller who leaves frees it at once.
 
+    What a thread has begun for it then goes on to its end.
     ``rows`` is what the device computes for them, where that is more than one row each. The engine has been chosen.
     """
     context = context_of(request)

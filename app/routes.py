@@ -7,15 +7,17 @@ read (400, 413, 415, 422), no room (429), too late (504).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from fastapi import APIRouter, Query, Request
 from starlette.responses import PlainTextResponse, Response
 
 from app import openapi, service, walks
 from app.context import context_of, service_of
-from app.divergences import answer
+from app.divergences import Array, answer
+from app.errors import Unprocessable
 from app.negotiation import Format, choose_format
 from app.payloads import ImageBatch, read_kl, read_latents, write_json
 from app.reading import (
@@ -41,6 +43,7 @@ TENSORS = (Format.JSON, Format.NPY, Format.SAFETENSORS)
 PICTURES = (Format.JSON, Format.NPY, Format.SAFETENSORS, Format.PNG)
 FIELDS = (Format.JSON, Format.SAFETENSORS)
 CLOSED_FORM, MONTE_CARLO = "closed_form", "monte_carlo"  # how a KL was found
+UNCACHED = {"Cache-Control": "no-store"}
 
 Seed = Annotated[int | None, Query(ge=0, le=2**63 - 1, description="0 to 2^63 - 1; without it a fresh one.")]
 FormatName = Annotated[str | None, Query(alias="format", description="json, png, npy, safetensors; overrides Accept.")]
@@ -68,7 +71,7 @@ async def encode(
     images = await images_of(request, max(1, draws))
     with admitted(request, images.count) as call:
         tensors = await service.encode(call, await decoded(request, call, images, resize), draws, seed)
-    return await write(chosen, tensors, {"seed": seed} if draws else {})
+        return await write(chosen, tensors, {"seed": seed} if draws else {})
 
 
 @router.post("/decode", response_model=ImagesOut, openapi_extra=openapi.LATENTS_IN, responses=openapi.PICTURES_OUT)
@@ -80,7 +83,7 @@ async def decode(request: Request, columns: Columns = None, form: FormatName = N
     z = await offload(request, lambda: read_latents(body, content_type(request), dim, max_items=most))
     with admitted(request, len(z)) as call:
         images = await service.decode(call, z)
-    return await write(chosen, {"images": images}, columns=columns)
+        return await write(chosen, {"images": images}, columns=columns)
 
 
 @router.get("/sample", response_model=SampleOut, responses=openapi.PICTURES_OUT)
@@ -94,7 +97,7 @@ async def sample(
 ) -> Response:
     """Draw new images from the prior; image i of a seed depends on the seed and i alone."""
     chosen = _format(request, form, PICTURES)
-    engine, headers = choose_engine(request), {"Cache-Control": "no-store"}
+    engine, headers = choose_engine(request), UNCACHED
     check_items(n, service_of(request))
     if seed is not None:
         tag = sample_tag(engine, n, seed, temperature, columns, chosen.value)
@@ -105,7 +108,7 @@ async def sample(
     seed = fresh_seed() if seed is None else seed
     with admitted(request, n) as call:
         z, images = await service.sample(call, n, seed, temperature)
-    return await write(chosen, {"images": images, "z": z}, {"seed": seed}, headers, columns)
+        return await write(chosen, {"images": images, "z": z}, {"seed": seed}, headers, columns)
 
 
 @router.post("/reconstruct", response_model=ImagesOut, openapi_extra=openapi.IMAGES_IN, responses=openapi.PICTURES_OUT)
@@ -117,7 +120,7 @@ async def reconstruct(
     images = await images_of(request)
     with admitted(request, images.count, rows=2 * images.count) as call:
         kept = await service.reconstruct(call, await decoded(request, call, images, resize))
-    return await write(chosen, {"images": kept}, columns=columns)
+        return await write(chosen, {"images": kept}, columns=columns)
 
 
 @router.post("/score", response_model=ScoreOut, openapi_extra=openapi.IMAGES_IN, responses=openapi.FIELDS_OUT)
@@ -130,8 +133,8 @@ async def score(
     images = await images_of(request, samples)
     with admitted(request, images.count, rows=images.count * (samples + 1)) as call:
         fields = await service.score(call, await decoded(request, call, images, resize), samples, seed)
-    method = MONTE_CARLO if "kl_standard_error" in fields else CLOSED_FORM
-    return await write(chosen, fields, {"method": method, "samples": samples, "seed": seed})
+        method = MONTE_CARLO if "kl_standard_error" in fields else CLOSED_FORM
+        return await write(chosen, fields, {"method": method, "samples": samples, "seed": seed})
 
 
 @router.post("/kl", response_model=KlOut, openapi_extra=openapi.KL_IN, responses=openapi.FIELDS_OUT)
@@ -152,7 +155,6 @@ async def kl(
     body, engine = await read_body(request)
     most, shape = owner.settings.max_items, engine.image_shape
     question = await offload(request, lambda: read_kl(body, content_type(request), max_items=most, shape=shape))
-    facts: dict[str, object] = {"method": CLOSED_FORM}
     if isinstance(question, ImageBatch):
         draws = 0 if engine.exact_kl else samples
         check_draws(question.count, max(1, draws), owner)
@@ -160,13 +162,9 @@ async def kl(
         with admitted(request, question.count, rows=question.count * (1 + draws)) as call:
             x = await decoded(request, call, question, resize)
             found = await service.posterior_kl(call, x, samples, seed)
-        if "standard_error" in found:
-            facts = {"method": MONTE_CARLO, "samples": samples, "seed": seed}
-    else:
-        with admitted(request, question.items):
-            found = await offload(request, answer, question)
-    scale = 1.0 if unit == "nats" else 1 / math.log(2)
-    return await write(chosen, {name: part * scale for name, part in found.items()}, {"unit": unit, **facts})
+            return await _divergences(chosen, found, unit, samples=samples, seed=seed)
+    with admitted(request, question.items):
+        return await _divergences(chosen, await offload(request, answer, question), unit)
 
 
 @router.post(
@@ -182,7 +180,7 @@ async def interpolate(
     with admitted(request, asked.steps) as call:
         x = await decoded(request, call, asked.ends, resize) if isinstance(asked.ends, ImageBatch) else None
         tensors = await walks.interpolate(call, asked, x)
-    return await write(chosen, tensors, columns=columns or asked.steps)
+        return await write(chosen, tensors, columns=columns or asked.steps)
 
 
 @router.post(
@@ -195,12 +193,13 @@ async def traverse(request: Request, columns: Columns = None, form: FormatName =
     asked = await offload(request, read_traversal, body, content_type(request), engine.latent_dim)
     with admitted(request, asked.items) as call:
         tensors = await walks.traverse(call, asked)
-    return await write(chosen, tensors, columns=columns or len(asked.values))
+        return await write(chosen, tensors, columns=columns or len(asked.values))
 
 
 @router.get("/map", response_model=MapOut, responses=openapi.TENSORS_OUT)
 async def latent_map(request: Request, form: FormatName = None) -> Response:
     """Show where held-out images lie in latent space, with its principal axes and the KL of each dimension."""
+    # no room is asked for: the map lies there, and all who ask share it
     chosen, engine = _format(request, form, TENSORS), choose_engine(request)
     tensors, facts = walks.map_of(engine)
     tag = map_tag(engine, tensors | facts, chosen.value)
@@ -213,14 +212,25 @@ async def latent_map(request: Request, form: FormatName = None) -> Response:
 @router.get("/model", response_model=ModelOut)
 async def model(request: Request) -> Response:
     """Tell what is loaded: shapes, weights, device, metrics as measured, limits."""
-    return Response(write_json(_description(service_of(request))), media_type=Format.JSON.media_type)
+    return Response(write_json(_description(service_of(request))), headers=UNCACHED, media_type=Format.JSON.media_type)
 
 
 @router.get("/metrics", response_class=PlainTextResponse)
 async def metrics(request: Request) -> Response:
     """Return everything that is measured, in Prometheus's text format."""
     content, media_type = service_of(request).metrics.render()
-    return Response(content, media_type=media_type)
+    return Response(content, headers=UNCACHED, media_type=media_type)
+
+
+async def _divergences(chosen: Format, found: Mapping[str, Array], unit: str, **drawn: object) -> Response:
+    """Return divergences in nats as an answer in ``unit``; if they were estimated, with how they were ``drawn``."""
+    scale = 1.0 if unit == "nats" else 1 / math.log(2)
+    with np.errstate(over="ignore"):
+        tensors = {name: part * scale for name, part in found.items()}
+    if unit == "bits" and not all(np.isfinite(part).all() for part in tensors.values()):
+        raise Unprocessable("the divergence in bits is beyond the range of float64; ask for nats", code="out_of_range")
+    facts = {"method": MONTE_CARLO, **drawn} if "standard_error" in found else {"method": CLOSED_FORM}
+    return await write(chosen, tensors, {"unit": unit, **facts})
 
 
 def _format(request: Request, name: str | None, offered: Sequence[Format]) -> Format:

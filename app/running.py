@@ -127,5 +127,5 @@ def deliver(batch: list[Piece], outcomes: Outcomes, seconds: float) -> None:
     for (work, start, stop), result in outcomes:
         try:
             work.settle(start, stop, result)
-        except ValueError as error:  # the batches of one submission have different shapes
+        except Exception as error:  # its batches have different shapes, or there is no memory for its rows together
             work.settle(start, stop, error)

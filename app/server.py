@@ -23,7 +23,8 @@ import uvicorn
 from app import logs
 from app.collector import Collector
 from app.errors import Unavailable
-from app.guard import Guard, Limits, State, refusal
+from app.guard import Guard, State, refusal
+from app.limits import Limits
 from app.listening import EXIT_NO_PORT, Acceptor, listen, url, with_files_for
 from app.problems import outer_answer
 from app.settings import Settings, SettingsError
@@ -280,6 +281,7 @@ def _warn_if_open(settings: Settings, listener: socket.socket) -> None:
 
 
 def _limits(settings: Settings, crew: Crew | None) -> Limits:
-    usual = Limits()
-    connections = with_files_for(crew.share(settings.max_connections) if crew else settings.max_connections)
-    return Limits(connections=connections, unsent_bytes=crew.share(usual.unsent_bytes) if crew else usual.unsent_bytes)
+    if crew is None:
+        return Limits(connections=with_files_for(settings.max_connections))
+    shares = {name: crew.share(getattr(Limits, name)) for name in ("unsent_bytes", "behind_bytes")}
+    return Limits(connections=with_files_for(crew.share(settings.max_connections)), **shares)

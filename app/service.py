@@ -26,6 +26,7 @@ from app.errors import Unavailable
 from app.metrics import Metrics
 from app.settings import Settings, SettingsError
 from app.summaries import kl_to_standard_normal, mean_and_error, summarize
+from app.threads import in_thread
 from model.gaussian import noise
 
 Array = NDArray[Any]
@@ -113,8 +114,7 @@ class Service:
     async def reload(self) -> None:
         """Load the model's file again and swap it in; requests in flight finish on the old weights.
 
-        A file that cannot be used changes nothing and is logged. Called while the file is being loaded, it has it
-        loaded once more afterwards, as it may have been replaced meanwhile.
+        A file that cannot be used changes nothing and is logged. Called during a load, it loads once more afterwards.
         """
         self._reload_asked = True
         if self._reloading:
@@ -297,4 +297,4 @@ async def _drawn(call: Call, op: Op, columns: Columns, samples: int, seed: int) 
 
 async def _aside(numbers: int, draw: Callable[[], Array]) -> Array:
     """Return ``draw()``, from a thread where it draws so many numbers that others would wait for it."""
-    return draw() if numbers <= FEW_NUMBERS else await asyncio.to_thread(draw)
+    return draw() if numbers <= FEW_NUMBERS else await in_thread(None, draw)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 from collections.abc import Mapping
 from typing import Any
@@ -15,6 +14,7 @@ from app.engine import Engine
 from app.errors import Unprocessable
 from app.negotiation import Format
 from app.payloads import write_tensors
+from app.threads import in_thread
 
 SMALL_ITEMS = 8  # up to here an answer is written on the event loop: a hop to a thread costs more
 SMALL_NUMBERS = 65_536  # and where it has no more numbers than these
@@ -42,11 +42,17 @@ async def write(
             _check_float32(tensors)
         return write_tensors(chosen, tensors, fields=fields, columns=columns)
 
-    items = len(next(iter(tensors.values())))
-    small = items <= SMALL_ITEMS and sum(tensor.size for tensor in tensors.values()) <= SMALL_NUMBERS
-    content = body() if small else await asyncio.to_thread(body)
+    content = body() if _is_small(chosen, tensors, columns) else await in_thread(None, body)
     seed = {"X-Seed": str(fields["seed"])} if fields and "seed" in fields else {}
     return Response(content, headers={"Vary": "Accept", **seed, **(headers or {})}, media_type=chosen.media_type)
+
+
+def _is_small(chosen: Format, tensors: Mapping[str, NDArray[Any]], columns: int | None) -> bool:
+    """Return whether an answer is written before it would get to a thread; a sheet has empty cells, too."""
+    items = len(next(iter(tensors.values())))
+    cells = -(-items // columns) * columns if columns and items > 1 and chosen is Format.PNG else items
+    numbers = sum(tensor.size for tensor in tensors.values()) // max(1, items) * cells
+    return items <= SMALL_ITEMS and numbers <= SMALL_NUMBERS
 
 
 def _check_float32(tensors: Mapping[str, NDArray[Any]]) -> None:

@@ -20,6 +20,12 @@ MAX_SCANS: Final = 100
 JPEG_PIXELS_PER_BYTE: Final = 64 * 8
 """Most pixels that a byte of a JPEG can stand for: each block of 8 x 8 has at least one bit of its own."""
 
+DEFLATED: Final = 1032
+"""Most bytes that deflate packs into one."""
+
+PNG_PIXELS_PER_BYTE: Final = DEFLATED * 8
+"""Most pixels that a byte of a PNG can stand for: those of one bit each."""
+
 _PNG: Final = b"\x89PNG\r\n\x1a\n"
 _JPEG: Final = b"\xff\xd8\xff"
 _MAX_CHUNKS: Final = 100_000
@@ -145,9 +151,9 @@ def _scan_png(data: bytes, max_pixels: int) -> ImageFile:
         at = end
     else:
         raise UnreadableImage(f"the PNG has more than {_MAX_CHUNKS:,} chunks")
-    # Deflate packs at most 1032 bytes into one; each row has a filter byte before its pixels.
+    # Each row has a filter byte before its pixels.
     rows = packed[0] if len(packed) == 1 else b"".join(packed)
-    if height * (1 + (width * row_bits + 7) // 8) > 1032 * len(rows) + 1024:
+    if height * (1 + (width * row_bits + 7) // 8) > DEFLATED * len(rows) + 1024:
         raise UnreadableImage("the PNG claims more pixels than its data can hold")
     clean = _joined(data, kept, copied, at + 12 + length)
     return ImageFile("PNG", width, height, exif, clean, mode, rows if mode else b"")

@@ -8,7 +8,8 @@ from functools import partial
 import uvicorn
 import uvloop
 
-from app.guard import Guard, Limits, State
+from app.guard import Guard, State
+from app.limits import Limits
 
 SAFETY_S = 30
 SHORT = Limits(header_bytes=2000, receive_s=0.3, chunks=100, connections=4, keep_alive_s=1)
@@ -21,7 +22,7 @@ class App:
     """Answers small, large, slow and early; remembers what it saw."""
 
     def __init__(self):
-        self.bodies, self.departed, self.free = [], 0, asyncio.Event()
+        self.bodies, self.fields, self.departed, self.free = [], [], 0, asyncio.Event()
 
     async def __call__(self, scope, receive, send):
         body = b""
@@ -37,6 +38,7 @@ class App:
         if scope["path"] == "/slow":
             await self.free.wait()
         self.bodies.append(body)
+        self.fields.append(list(scope["headers"]))
         answer = b"x" * LARGE if scope["path"] == "/large" else scope["path"].encode()
         headers = [(b"content-length", str(len(answer)).encode())]
         await send({"type": "http.response.start", "status": 200, "headers": headers})

@@ -43,7 +43,8 @@ MAX_SLOPE_MB_H = 1.0
 WARM_UP_S = 1500.0  # after which memory counts; of a shorter run 0.4
 RELOADING = 0.5  # of the warm-up, in which the weights are loaded anew
 LEAST_MINUTES = 60  # with fewer the slope says nothing about an hour
-LOWEST_OF = 120  # seconds, somewhat more than a round: memory breathes with the load
+LOWEST_OF = 140  # seconds, somewhat more than a round: memory breathes with the load
+REST_S = 15.0  # at the end of a round: what is free goes back meanwhile, and what is left can be compared
 RELOAD_S = 300
 SECTION_S = 20.0  # of one level of load
 COUNTS = (1, 4, 16, 64)  # of samples and of draws: so that every size of batch is used for the first time early
@@ -180,7 +181,7 @@ def watch(server: Server, seen: Seen, stop: threading.Event, warm_up_s: float) -
 def slope_mb_h(memory: list[tuple[float, int]], warm_up_s: float) -> tuple[float, float]:
     """Return by how many megabytes an hour memory grows, and the standard error of that.
 
-    A line is fitted to the lowest value of every two whole minutes after the warm-up.
+    A line is fitted to the lowest values of all whole stretches of ``LOWEST_OF`` seconds after the warm-up.
     """
     after = [one for one in memory if one[0] > warm_up_s]
     groups = [after[i : i + LOWEST_OF] for i in range(0, len(after) - LOWEST_OF + 1, LOWEST_OF)]
@@ -193,9 +194,9 @@ def slope_mb_h(memory: list[tuple[float, int]], warm_up_s: float) -> tuple[float
 
 
 async def load(server: Server, minutes: float, mixture: Mixture, seen: Seen) -> float:
-    """Measure the capacity, send all levels of load, and again until the time is over; return the median capacity.
+    """Measure the capacity, send all levels of load, rest, and again until the time is over; return the capacity.
 
-    It is measured in each round, as it changes with what else the machine does.
+    It is the median over the rounds, as it changes with what else the machine does.
     """
     end, capacities = time.monotonic() + 60 * minutes, list[float]()
     while time.monotonic() < end:
@@ -204,6 +205,7 @@ async def load(server: Server, minutes: float, mixture: Mixture, seen: Seen) -> 
         for level in LEVELS:
             if (left := end - time.monotonic()) > 0:
                 await section(server.port, mixture, level * capacities[-1], min(SECTION_S, left), seen)
+        await asyncio.sleep(REST_S)
     return median(capacities)
 
 

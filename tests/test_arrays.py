@@ -215,3 +215,24 @@ def test_float32_is_native_contiguous_writable_and_overflows_to_infinity_without
     np.testing.assert_array_equal(got, np.array([[1.5, np.inf], [-np.inf, np.nan]], np.float32))
     view = read_array(npy(np.ones(2, np.float32)), NPY, "z", FLOATS)
     assert to_float32(view).flags.writeable
+
+
+@pytest.mark.parametrize(
+    "shape", [[0, 10**15 - 1, 10**15 - 1], [10**15 - 1, 0, 10**15 - 1], [0, 2**63 - 1], [0, 2**49]]
+)
+@pytest.mark.parametrize("kind", ["npy", "safetensors"])
+def test_an_empty_array_with_sides_that_no_array_has_is_refused(kind: str, shape: list[int]) -> None:
+    if kind == "npy":
+        sides = ", ".join(str(min(side, 10**15 - 1)) for side in shape)
+        body = npy_with(f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({sides})}}")
+    else:
+        body = tensors_with(tensor("F32", shape, 0))
+    with pytest.raises((Unprocessable, BadRequest)) as raised:  # some are beyond what the library reads
+        read_array(body, NPY if kind == "npy" else SAFETENSORS, "z", FLOATS)
+    assert raised.value.code in ("wrong_shape", "malformed_safetensors")
+
+
+def test_an_empty_array_with_modest_sides_is_read() -> None:
+    assert read_array(npy(np.zeros((0, 28, 28), "<f4")), NPY, "z", FLOATS).shape == (0, 28, 28)
+    body = tensors_with(tensor("F32", [0, 2**40], 0))
+    assert read_array(body, SAFETENSORS, "z", FLOATS).shape == (0, 2**40)

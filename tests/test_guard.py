@@ -3,7 +3,7 @@ import asyncio
 import pytest
 from guard_fakes import GET, POST, guarded, play, refusal
 
-from app.guard import Limits
+from app.limits import Limits
 
 
 def test_ordinary_requests_pass_one_after_the_other_and_all_at_once():

@@ -31,7 +31,9 @@ def forms(data: bytes) -> Iterator[tuple[dict[str, str], bytes]]:
     yield {"content-type": "image/jpeg"}, data
     part = b'--XX\r\nContent-Disposition: form-data; name="images"; filename="a"\r\n\r\n'
     yield {"content-type": "multipart/form-data; boundary=XX"}, part + data + b"\r\n--XX--\r\n"
-    yield {"content-type": "application/json"}, json.dumps({"images": [base64.b64encode(data).decode()]}).encode()
+    text = base64.b64encode(data).decode()
+    for broken in (text, f"{text[:4]}\n{text[4:]}"):
+        yield {"content-type": "application/json"}, json.dumps({"images": [broken]}).encode()
 
 
 def measured(service: Inside, target: str, headers: dict[str, str], body: bytes) -> tuple[Reply, float, int]:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from app import batching
 from app.batching import Op
 from app.errors import InternalError
+from app.lines import Work
 
 
 def test_failed_batch_reaches_every_caller_and_the_next_batch_still_runs():
@@ -202,3 +203,22 @@ def test_poisoned_items_fail_alone_and_neighbors_get_the_answers_of_a_clean_run(
 @given(**POISONED)
 def test_poisoned_items_fail_alone_in_five_thousand_batches(requests, max_batch, streams):
     poisoned_items_fail_alone(requests, max_batch, streams)
+
+
+def test_no_memory_for_the_rows_of_an_answer_fails_that_answer_alone(monkeypatch):
+    def full(*_):
+        raise MemoryError
+
+    async def scenario():
+        held = Held()
+        async with serving(max_batch=4) as batcher:
+            first = await held.occupy(batcher)
+            large, small = await submit_all(batcher, held.op, [np.arange(8.0), column(3)])
+            held.gate.set()
+            await first
+            with pytest.raises(MemoryError):
+                await large
+            assert (await small).rows[0] == [6]
+
+    monkeypatch.setattr(Work, "_fill", full)
+    play(scenario)

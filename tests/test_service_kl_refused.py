@@ -166,3 +166,15 @@ def test_the_docs_say_how_equation_5_of_the_mission_is_misprinted() -> None:
 
     text = DOCS.read_text()
     assert "equation (5)" in text or "(5)" in text
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"mu": [[1.26e154, 1.26e154]], "sigma": [[1, 1]]},
+        {"p": {"mean": [1.26e154, 1.26e154], "std": [1, 1]}, "q": {"mean": [0, 0], "std": [1, 1]}},
+    ],
+)
+def test_a_divergence_that_is_finite_in_nats_alone_is_refused_in_bits(http: httpx.Client, body: dict) -> None:
+    assert answer(http.post("/kl", json=body))["kl"] == [pytest.approx(1.26e154**2)]
+    assert "nats" in words(problem(http.post("/kl", json=body, params={"unit": "bits"}), 422, "out_of_range"))

@@ -1,22 +1,16 @@
-"""What is handed to a reader thread and no longer waited for is let go, although no thread has come to it."""
+"""What is handed to a thread and no longer waited for is let go, although no thread has come to it."""
 
 import asyncio
 import gc
 import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from app.reading import in_reader
-
-
-def request_with(readers: ThreadPoolExecutor) -> Any:
-    service = SimpleNamespace(readers=readers)
-    return SimpleNamespace(scope={"vae": SimpleNamespace(service=service)})
+from app.threads import in_thread
 
 
 def test_a_body_whose_time_is_over_is_not_held_until_a_thread_is_free() -> None:
@@ -24,13 +18,12 @@ def test_a_body_whose_time_is_over_is_not_held_until_a_thread_is_free() -> None:
 
     async def scenario() -> None:
         with ThreadPoolExecutor(1) as readers:
-            request = request_with(readers)
-            first = asyncio.create_task(in_reader(request, busy.wait))
+            first = asyncio.create_task(in_thread(readers, busy.wait))
             await asyncio.sleep(0)
             for _ in range(20):
                 body = np.zeros(1000)
                 held.append(weakref.ref(body))
-                late = asyncio.create_task(in_reader(request, body.sum))
+                late = asyncio.create_task(in_thread(readers, body.sum))
                 del body
                 with pytest.raises(TimeoutError):
                     await asyncio.wait_for(late, 0.01)
@@ -44,11 +37,11 @@ def test_a_body_whose_time_is_over_is_not_held_until_a_thread_is_free() -> None:
     asyncio.run(asyncio.wait_for(scenario(), 60))
 
 
-def test_what_a_reader_returns_or_raises_comes_back() -> None:
+def test_what_a_thread_returns_or_raises_comes_back() -> None:
     async def scenario() -> None:
         with ThreadPoolExecutor(1) as readers:
-            assert await in_reader(request_with(readers), divmod, 7, 2) == (3, 1)
+            assert await in_thread(readers, divmod, 7, 2) == (3, 1)
             with pytest.raises(ZeroDivisionError):
-                await in_reader(request_with(readers), divmod, 7, 0)
+                await in_thread(readers, divmod, 7, 0)
 
     asyncio.run(scenario())
