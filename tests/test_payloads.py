@@ -171,6 +171,27 @@ def test_plain_values_are_written_as_json() -> None:
     assert json.loads(write_json(content)) == {"a": None, "b": [1, 2.5, True], "c": {"d": "ä"}, "e": 0.1}
 
 
+@pytest.mark.parametrize("shape", [(200_000,), (3_000, 32), (7, 300, 64), (1, 300, 256), (65_537, 1), (100_000, 0)])
+@pytest.mark.parametrize("kind", [np.float32, np.float64, np.int64])
+def test_a_large_array_is_written_piece_by_piece_and_is_the_same(
+    shape: tuple[int, ...], kind: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numbers = (1000 * np.random.default_rng(1).normal(size=shape)).astype(kind)
+    option = orjson.OPT_SERIALIZE_NUMPY
+    whole = orjson.dumps({"z": numbers, "seed": 7, "mu": numbers[:1]}, option=option)
+    sizes, dumps = [], orjson.dumps
+
+    def counted(content: object, option: int) -> bytes:
+        arrays = content.values() if isinstance(content, dict) else [content]
+        sizes.append(sum(one.size for one in arrays if isinstance(one, np.ndarray)))
+        return dumps(content, option=option)
+
+    monkeypatch.setattr(orjson, "dumps", counted)
+    assert write_json({"z": numbers, "seed": 7, "mu": numbers[:1]}) == whole
+    one_row = numbers[:1].size
+    assert max(sizes) <= max(65_536, one_row) + one_row
+
+
 def test_payloads_do_not_import_torch_or_the_web_framework() -> None:
     code = "import sys, app.payloads; sys.exit(bool({'torch', 'fastapi', 'starlette'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
