@@ -102,7 +102,7 @@ def test_a_line_without_a_bound_is_found_out(service: Inside, monkeypatch: pytes
 
 
 def test_a_lost_answer_is_found_out(service: Inside, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batching, "_deliver", lambda batch, outcomes, seconds: None)
+    monkeypatch.setattr(batching, "deliver", lambda batch, outcomes, seconds: None)
     with pytest.raises(TimeoutError):
         refused_at_once(service, 70)
 
