@@ -15,6 +15,9 @@ async def in_thread(threads: Executor | None, work: Callable[..., T], *args: Any
     """Return ``work(*args)``, computed in one of the threads; without ``threads`` in one of the event loop's few.
 
     Cancelled while it waits for a thread it lets go of ``work`` and ``args`` at once: in line stays an empty shell.
+
+    Raises:
+        Exception: whatever ``work`` raises.
     """
     job = [partial(work, *args)]
     try:
