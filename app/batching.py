@@ -1,8 +1,9 @@
 """Many concurrent calls become few large ones, cut whenever the device is free: no timers, no polls.
 
 Promises: every ``submit`` ends exactly once, with its own rows in its own order or with an error; the line is
-bounded in items and refuses at once; who has left costs no device time; one bad item fails alone. Who comes
-next stands in ``lines``, what a failed batch does in ``running``; here are the threads and the event loop.
+bounded in items and refuses at once; who has left costs no device time; one bad item fails alone. Who is let in
+stands in ``admission``, who comes next in ``lines``, what a failed batch does in ``running``; here are the threads and
+the event loop.
 Knows no HTTP and no torch: an operation is a plain function of numpy arrays.
 """
 
@@ -10,15 +11,16 @@ import asyncio
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Container
+from contextlib import suppress
 from typing import Any, Final
 from weakref import WeakSet
 
 from numpy.typing import NDArray
 
-from app.errors import QueueFull, Unavailable
-from app.lines import Answer, Columns, House, Line, Piece, Stay, Work, rows_of
+from app.admission import REFUSALS, Admission, Stay
+from app.errors import Unavailable
+from app.lines import Answer, Columns, Line, Piece, Work, rows_of
 from app.monitor import Monitor, Silent
 from app.running import DeviceLost, Op, Outcomes, deliver, run_batch
 
@@ -29,14 +31,8 @@ QUICK_S: Final = 0.001  # a row that took no longer may keep the event loop from
 WORTH: Final = 16  # rows for which a thread is woken beside quick batches of fewer, which end before it has begun
 JOIN_S: Final = 5.0  # how long close() waits for a batch that is still running
 
-_REFUSALS: Final = {
-    "loading": "the model is not loaded yet; try again in a moment",
-    "draining": "the server is shutting down; send the request again",
-    "device_lost": "the device that computes is gone and the server ends; send the request again later",
-}
 
-
-class Batcher:
+class Batcher(Admission):
     """Joins submissions into batches and runs them in threads of its own.
 
     Args:
@@ -46,6 +42,7 @@ class Batcher:
         monitor: takes what is measured.
         on_death: called once, on the event loop, with the error that ended an inference thread.
         at_once: whether quick rows are spared the threads: the event loop computes a lone one, few wait for their like.
+        on_loop: whether the event loop computes all that is quick: where it has no second core to give a thread.
     """
 
     def __init__(
@@ -56,13 +53,13 @@ class Batcher:
         monitor: Monitor | None = None,
         on_death: Callable[[BaseException], None] | None = None,
         at_once: bool = False,
+        on_loop: bool = False,
     ) -> None:
         """Keep the limits; nothing runs before ``start``."""
+        super().__init__(max_queue_items, monitor or Silent())
         self._max_batch, self._small_cap, self._small_until = max_batch, max_batch, 0.0
-        self._monitor: Monitor = monitor or Silent()
-        self._on_death, self._quick_s = on_death, QUICK_S if at_once else -math.inf
-        self._refusal: str | None = "loading"  # the code with which everybody is refused
-        self._house = House(max_queue_items)
+        self._on_death, self._quick_s = on_death, QUICK_S if at_once or on_loop else -math.inf
+        self._on_loop, self._turn_due = on_loop, False
         self._open: set[Work] = set()  # submissions without an answer; the event loop's alone
         self._changed = threading.Condition()  # guards the lines, and the next number
         self._running: list[bool] = []  # of each batch in the threads whether it will be over in no time
@@ -72,11 +69,6 @@ class Batcher:
         self._threads = [
             threading.Thread(target=self._live, name=f"inference-{i}", daemon=True) for i in range(streams)
         ]
-
-    @property
-    def alive(self) -> bool:
-        """Whether submissions are taken and answered."""
-        return self._refusal is None
 
     def start(self) -> None:
         """Start the threads; call it once, on the event loop that will submit."""
@@ -91,42 +83,6 @@ class Batcher:
         for thread in self._threads:
             if thread.ident is not None:
                 await asyncio.to_thread(thread.join, JOIN_S)
-
-    @contextmanager
-    def reserve(self, items: int, rows: int | None = None, patience_s: float = math.inf) -> Iterator[Stay]:
-        """Hold room for a whole request, from before its images are decoded until its answer.
-
-        A request larger than the whole line is let in when nobody else is there.
-
-        Args:
-            items: of the request.
-            rows: that will be submitted for it; as many as items where nothing is said.
-            patience_s: how long it can wait; one that would wait longer is refused at once.
-
-        Raises:
-            QueueFull: no room, or no time; says when to come back, from the items inside and the measured rate.
-            Unavailable: not started, closed or dead.
-        """
-        self._check_open()
-        rows = items if rows is None else rows
-        try:
-            self._house.enter(items, rows, patience_s)
-        except QueueFull as error:
-            self._monitor.rejected(error.code)
-            raise
-        stay, computed = Stay(rows), False
-        try:
-            yield stay
-            computed = True
-        finally:
-            rows, stay.rows = stay.rows, 0  # a batch that still computes some of them gives nothing back
-            self._house.leave(items, rows, computed)
-
-    def full(self, why: str) -> QueueFull:
-        """Return, and count, the refusal of a request that lacks room elsewhere; it says when to come back."""
-        error = self._house.full(why)
-        self._monitor.rejected(error.code)
-        return error
 
     async def submit(self, op: Op, *columns: NDArray[Any], stay: Stay | None = None) -> Answer:
         """Return ``op.run`` of the columns, row for row, computed in company.
@@ -146,47 +102,58 @@ class Batcher:
         self._check_open()
         if not columns or len({len(column) for column in columns}) != 1 or not len(columns[0]):
             raise ValueError(f"columns of one length above 0 are needed, got {[c.shape for c in columns]}")
-        work = Work(columns, self._loop.create_future(), stay)
-        self._open.add(work)
+        future: asyncio.Future[Answer] = self._loop.create_future()
+        work = Work(columns, future, stay)
+        self.begin(op, work)
         try:
-            if self._is_alone(op, work):
-                await asyncio.sleep(0)  # whoever came at the same time gets as far as this, and then none is alone
-                if self._is_alone(op, work):
-                    self._run_at_once(op, work)
-            if work.cut < work.rows and not work.future.done():
-                self._line_up(op, work)
-            return await work.future
+            return await future
         finally:
-            self._open.discard(work)
-            if work.cut < work.rows:  # it left early, or failed
-                with self._changed:
-                    if line := self._lines.get(op):
-                        line.lane(work).drop(work)
-                    self._tidy(op)
+            self.end(op, work)
 
-    def _line_up(self, op: Op, work: Work) -> None:
+    def begin(self, op: Op, work: Work) -> None:
+        """Let a submission wait for its batch, until ``end``; on the event loop. ``submit`` is this, awaited."""
+        self._open.add(work)
         with self._changed:
             if op not in self._lines:
                 self._lines[op] = Line(self._max_batch)
             self._lines[op].lane(work).add(work)
             self._tell_waiting(op.name)
-            self._changed.notify()
+            if op not in self._quick:
+                self._changed.notify()
+            elif not self._turn_due:  # first see who comes at the same time
+                self._turn_due = True
+                self._loop.call_soon(self._turn)
 
-    def _is_alone(self, op: Op, work: Work) -> bool:
-        """Return whether this is a single quick row, and nothing else waits or is computed."""
-        return work.rows == len(self._open) == 1 and not self._running and op in self._quick
+    def end(self, op: Op, work: Work) -> None:
+        """Forget a submission that has its answer, or that nobody waits for any more."""
+        self._open.discard(work)
+        if work.cut < work.rows:  # it left early, or failed
+            with self._changed:
+                if line := self._lines.get(op):
+                    line.lane(work).drop(work)
+                self._tidy(op)
 
-    def _run_at_once(self, op: Op, work: Work) -> None:
-        work.cut = 1
+    def _turn(self) -> None:
+        """Compute the next batch on the event loop if that is its business, or wake a thread for it."""
+        self._turn_due = False
+        with self._changed:
+            cut = self._cut(self._quick) if self._computes_here() else None
+            if self._lines and cut is None:
+                self._changed.notify()
+        if cut is None:
+            return
         try:
-            self._hand_over(*self._run(op, [Piece(work, 0, 1)]))
+            self._hand_over(*self._run(*cut))
         except BaseException as error:
             self._die(error)
+        if self._lines and not self._turn_due:
+            self._turn_due = True
+            self._loop.call_soon(self._turn)
 
-    def _check_open(self) -> None:
-        if self._refusal is not None:
-            self._monitor.rejected(self._refusal)
-            raise Unavailable(_REFUSALS[self._refusal], code=self._refusal)
+    def _computes_here(self) -> bool:
+        """Return whether the event loop computes: no thread does, and either that is its part or there is one row."""
+        waiting = sum(line.rows for line in self._lines.values())
+        return not self._running and (self._on_loop or waiting == len(self._open) == 1)
 
     def _tidy(self, op: Op) -> None:
         if op in self._lines and not self._lines[op].rows:
@@ -207,8 +174,8 @@ class Batcher:
             for name in names:
                 self._tell_waiting(name)
             self._changed.notify_all()
-        for work in self._open:
-            work.settle(0, 0, Unavailable(_REFUSALS[refusal], code=refusal))
+        for work in list(self._open):
+            work.settle(0, 0, Unavailable(REFUSALS[refusal], code=refusal))
 
     def _hand_over(self, batch: list[Piece], outcomes: Outcomes, seconds: float) -> None:
         """Count what was computed, and give it to whoever waits for it; on the event loop."""
@@ -234,9 +201,9 @@ class Batcher:
             while self._serve_batch():
                 pass
         except BaseException as error:
-            self._on_loop(self._die, error)
+            self._tell_loop(self._die, error)
 
-    def _on_loop(self, call: Callable[..., None], *args: object) -> None:
+    def _tell_loop(self, call: Callable[..., None], *args: object) -> None:
         with suppress(RuntimeError):  # the loop is closed: nobody is left to be told
             self._loop.call_soon_threadsafe(call, *args)
 
@@ -254,7 +221,7 @@ class Batcher:
         done = self._run(*cut)
         with self._changed:
             self._running.remove(brief)
-        self._on_loop(self._hand_over, *done)
+        self._tell_loop(self._hand_over, *done)
         return True
 
     def _run(self, op: Op, batch: list[Piece]) -> tuple[list[Piece], Outcomes, float]:
@@ -266,8 +233,8 @@ class Batcher:
                 self._monitor.queue_wait(op.name, work.queue_s)
         outcomes = run_batch(op, batch, self._remember_full)
         seconds = time.monotonic() - started
-        if rows == 1:
-            (self._quick.add if seconds <= self._quick_s else self._quick.discard)(op)
+        if rows == 1 or self._on_loop:
+            (self._quick.add if seconds <= rows * self._quick_s else self._quick.discard)(op)
         self._monitor.batch(op.name, rows)
         self._monitor.device(op.name, seconds)
         return batch, outcomes, seconds
@@ -277,10 +244,12 @@ class Batcher:
         crowded = bool(self._running) and all(self._running)
         return not crowded or sum(line.rows for line in self._lines.values()) >= WORTH
 
-    def _cut(self) -> tuple[Op, list[Piece]] | None:
-        """Return the next batch, of the operation served longest ago; None where nobody waits."""
+    def _cut(self, only: Container[Op] | None = None) -> tuple[Op, list[Piece]] | None:
+        """Return the next batch, of the operation served longest ago; None where nobody waits, or it is not wanted."""
         while self._lines:
             op = min(self._lines, key=lambda op: self._served.get(op.name, 0))
+            if only is not None and op not in only:
+                return None
             batch = self._lines[op].cut(self._cap())
             self._tidy(op)
             if batch:

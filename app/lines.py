@@ -1,30 +1,19 @@
-"""Who waits for a batch, who comes next, and how full the house is: the bookkeeping under ``batching``.
+"""Who waits for a batch, and who comes next: the bookkeeping under ``batching``.
 
 Plain data without threads and locks; it knows no model, no HTTP, and never runs anything.
 """
 
-import asyncio
-import math
 import time
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from app.errors import QueueFull
+from app.admission import Stay
 
 Columns = tuple[NDArray[Any], ...]
-
-# Rows per second before anything was measured; the guess weighs as much as one second of measuring.
-FIRST_GUESS: Final = 200.0
-RATE_WINDOW_S: Final = 5.0  # busy seconds over which the service rate is averaged
-MAX_RETRY_S: Final = 60.0
-# With fewer inside, or less than half of a smaller house, what is measured is the speed of single requests.
-BACKLOG_ROWS: Final = 64
-KNOWN_S: Final = 1.0  # seconds of measuring after which the rate is believed when it refuses somebody
-SURE: Final = 0.5  # of a request's time: estimates err, and an answer that comes too late was computed in vain
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +25,17 @@ class Answer:
     device_s: float
 
 
-@dataclass(slots=True)
-class Stay:
-    """One request inside the house, and how many of its rows are not yet computed."""
+class Waiter(Protocol):
+    """Who waits for a submission, such as a future; of the three calls that end the wait only the first counts."""
 
-    rows: int
+    def done(self) -> bool:
+        """Return whether nobody waits any more."""
+
+    def set_result(self, answer: Answer, /) -> None:
+        """Take the rows."""
+
+    def set_exception(self, error: Exception, /) -> None:
+        """Take what became of them instead."""
 
 
 class Work:
@@ -48,7 +43,7 @@ class Work:
 
     __slots__ = ("columns", "cut", "device_s", "future", "missing", "out", "queue_s", "queued_at", "rows", "stay")
 
-    def __init__(self, columns: Columns, future: asyncio.Future[Answer], stay: Stay | None = None) -> None:
+    def __init__(self, columns: Columns, future: Waiter, stay: Stay | None = None) -> None:
         """Start waiting; columns are arrays ``(rows, …)``, ``stay`` is that of the request."""
         self.columns, self.future, self.stay = columns, future, stay
         self.rows = self.missing = len(columns[0])  # missing: rows without an answer
@@ -154,73 +149,3 @@ class Line:
         self._odd ^= 1
         pieces = self._small.take(room - min(half, self._large.rows))
         return pieces + self._large.take(room - rows_of(pieces))
-
-
-class House:
-    """Items admitted and not yet answered, the rows that they cost, and the rate at which rows are answered."""
-
-    def __init__(self, max_items: int) -> None:
-        """Start empty, with room for ``max_items``."""
-        self.items = self.rows = 0
-        self._max_items = max_items
-        self._backlog = min(BACKLOG_ROWS, max(1, max_items // 2))
-        self._answered, self._busy_s, self._seen_at = FIRST_GUESS, 1.0, 0.0
-        self._known_s = 0.0  # seconds of measuring so far
-
-    def enter(self, items: int, rows: int, patience_s: float = math.inf) -> None:
-        """Let a request in; more than there is room or time for only where nobody is inside.
-
-        Without the second bound a crowd of costly requests would share the device until none of them is answered
-        within its time.
-
-        Args:
-            items: of the request.
-            rows: that are to be computed for it.
-            patience_s: the longest that it can wait for its answer.
-
-        Raises:
-            QueueFull: no room, or no time; ``Retry-After`` and ``retry_after_ms`` say how long those inside will take.
-        """
-        self._measure()
-        if self.items and self.items + items > self._max_items:
-            raise self.full(
-                f"{self.items} items are waiting or being computed and this request has {items}; at most "
-                f"{self._max_items} are let in (VAE_MAX_QUEUE_ITEMS)"
-            )
-        if self.items and self._known_s > KNOWN_S and self._wait_s(self.rows + rows) > SURE * patience_s:
-            raise self.full(
-                f"{self.rows} rows are waiting or being computed and this request has {rows}; its time, "
-                f"{patience_s:.1f} s (VAE_DEADLINE_S or X-Timeout-Ms), might be over before they all are"
-            )
-        self.items += items
-        self.rows += rows
-
-    def leave(self, items: int, rows: int, computed: bool = True) -> None:
-        """Let a request out, whatever became of it; or, with no items, rows of it as they are computed."""
-        self._measure()
-        self._answered += rows if computed and self.rows >= self._backlog else 0
-        self.items -= items
-        self.rows -= rows
-
-    def _measure(self) -> None:
-        """Age both sums of the rate, older seconds weigh less; time counts while there is a backlog."""
-        now = time.monotonic()
-        passed = now - self._seen_at if self.rows >= self._backlog else 0.0
-        fade = math.exp(-passed / RATE_WINDOW_S)
-        self._answered *= fade
-        self._busy_s = self._busy_s * fade + passed
-        self._known_s += passed
-        self._seen_at = now
-
-    def _wait_s(self, rows: int) -> float:
-        """Return the seconds that so many rows will take."""
-        return rows * self._busy_s / max(self._answered, 1e-9)
-
-    def full(self, why: str) -> QueueFull:
-        """Return the refusal of a request, which says ``why`` and how long those inside will take."""
-        wait_s = min(self._wait_s(self.rows), MAX_RETRY_S)
-        return QueueFull(
-            f"{why}; try again in {wait_s:.1f} s",
-            headers={"Retry-After": str(max(1, math.ceil(wait_s)))},
-            extra={"retry_after_ms": max(1, math.ceil(wait_s * 1000))},
-        )

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from app import loading
 from app.batching import Batcher, Columns, Op, Stay
+from app.cores import usable_cores
 from app.engine import Engine
 from app.errors import Unavailable
 from app.metrics import Metrics
@@ -99,7 +100,9 @@ class Service:
         if engine.device == "cpu" and self.settings.device == "auto":
             log.warning("VAE_DEVICE=auto: no GPU found, computing on the CPU")
         limits, on_cpu = (engine.max_batch, self._max_queue_items, engine.streams), engine.device == "cpu"
-        self._batcher = Batcher(*limits, self.metrics, self._on_death, at_once=on_cpu)  # a GPU belongs to one thread
+        lonely = on_cpu and usable_cores() <= self.settings.workers  # with a core to itself
+        how = {"at_once": on_cpu, "on_loop": lonely}  # a GPU belongs to one thread
+        self._batcher = Batcher(*limits, self.metrics, self._on_death, **how)
         self._batcher.start()
         self._use(engine)
 
@@ -183,6 +186,10 @@ class Service:
                 f"most {most:,} are held (VAE_MAX_BODIES_BYTES)"
             )
 
+    def open_batcher(self) -> Batcher | None:
+        """Return what takes new work; nothing where none is taken."""
+        return None if self._refusing else self._batcher
+
     @contextmanager
     def admit(self, engine: Engine, items: int, rows: int, patience_s: float) -> Iterator[Call]:
         """Hold room for a request of ``items`` until it is answered.
@@ -197,11 +204,12 @@ class Service:
             QueueFull: there is no room, or those inside take longer.
             Unavailable: draining, or the device is lost.
         """
-        if self._refusing or self._batcher is None:
+        batcher = self.open_batcher()
+        if batcher is None:
             self.metrics.rejected("draining")
             raise Unavailable("the server is shutting down; send the request to another one", code="draining")
-        with self._batcher.reserve(items, rows, patience_s) as stay:
-            yield Call(engine, self._batcher, self.metrics, stay)
+        with batcher.reserve(items, rows, patience_s) as stay:
+            yield Call(engine, batcher, self.metrics, stay)
 
     def _use(self, engine: Engine) -> None:
         if self._engine:

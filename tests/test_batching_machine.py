@@ -15,9 +15,9 @@ from hypothesis.stateful import (
 )
 
 from app import batching
+from app.admission import House
 from app.batching import Batcher, Op
 from app.errors import QueueFull, Unavailable
-from app.lines import House
 
 
 class BatcherMachine(RuleBasedStateMachine):

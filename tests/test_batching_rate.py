@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from batching_fakes import SAFETY_S, Held, play, serving
 
-from app import lines
+from app import admission
 from app.batching import Op
 from app.errors import BadRequest, QueueFull
 from app.problems import Departed
@@ -19,7 +19,7 @@ ROWS = 1_000
 @pytest.fixture
 def clock(monkeypatch):
     now = [50.0]
-    monkeypatch.setattr(lines, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(admission, "time", SimpleNamespace(monotonic=lambda: now[0]))
     return now
 
 

@@ -16,8 +16,8 @@ from service_pictures import ink, npy
 from test_hostile_json import attack
 
 from app import batching, direct, json_bodies
+from app.admission import House
 from app.errors import Unprocessable
-from app.lines import House
 
 NPY = {"content-type": "application/x-npy"}
 

@@ -2,15 +2,15 @@ from types import SimpleNamespace
 
 import pytest
 
-from app import lines
+from app import admission
+from app.admission import House
 from app.errors import QueueFull
-from app.lines import House
 
 
 @pytest.fixture
 def clock(monkeypatch):
     now = [50.0]
-    monkeypatch.setattr(lines, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(admission, "time", SimpleNamespace(monotonic=lambda: now[0]))
     return now
 
 
