@@ -2,7 +2,7 @@
 
 Caps the header block, the time in which a request must arrive, the chunks of a body, the requests that wait for an
 earlier one's answer, and the answers that nobody reads; refuses with ``malformed_http``, ``headers_too_large`` and
-``too_slow``, and has the words for one connection too many. Knows no route and no setting.
+``too_slow``. Knows no route and no setting.
 """
 
 import asyncio
@@ -13,38 +13,12 @@ import httptools
 from uvicorn.config import Config
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
-from uvicorn.server import ServerState
 
-from app.errors import CONNECTION_CODES
+from app.connections import State, refusal
 from app.limits import Limits
-from app.problems import plain_answer
 
 STEP: Final = 1024  # bytes, besides a declared body, that are parsed before the next look whether requests wait
 NOTHING: Final = memoryview(b"")  # an empty part of a message would keep all of it in memory
-
-
-class State(ServerState):
-    """What all connections share."""
-
-    draining = False  # answers from now on end their connection
-
-    def __init__(self) -> None:
-        """Start without a connection."""
-        super().__init__()
-        self.unread: dict[Guard, None] = {}  # connections whose answers wait for their readers, the longest first
-        self.behind_bytes = 0  # of what came behind requests that wait
-
-    def digest(self) -> str | None:
-        """Return what ``X-Model-Digest`` says; none where nothing is loaded."""
-        return None
-
-    def rejected(self, code: str) -> None:
-        """Count a refusal."""
-
-
-def refusal(code: str, state: State) -> bytes:
-    """Return the last answer of a connection, for a key of ``CONNECTION_CODES``."""
-    return plain_answer(code, *CONNECTION_CODES[code], state.digest())
 
 
 class Refused(Exception):
@@ -80,6 +54,8 @@ class Guard(HttpToolsProtocol):
         self._limits = limits
         self._timer: asyncio.TimerHandle | None = None
         self._watch: asyncio.TimerHandle | None = None  # of an answer that waits for its reader
+        self._sleep: asyncio.TimerHandle | None = None  # of an idle connection; one for many answers
+        self._idle_since: float | None = None
         self._reading = self._in_body = self._moved = False  # in a request; in its body; the parser made something
         self._pile = 0  # bytes that it made nothing of
         self._unparsed = NOTHING  # what came behind requests that wait for an earlier one's answer
@@ -99,26 +75,36 @@ class Guard(HttpToolsProtocol):
         """Stop the clock."""
         self._stop_clock()
         self._stop_watch()
+        if self._sleep is not None:
+            self._sleep.cancel()
         self._keep(NOTHING)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """Parse what has come, as far as it may be parsed now."""
         if not self.transport.is_closing():
-            self._unset_keepalive_if_required()
             self._unparsed = memoryview(bytes(self._unparsed) + data if self._unparsed else data)
             self._read_on()
 
     def on_response_complete(self) -> None:
         """Turn to what waited for this answer."""
-        super().on_response_complete()
-        if not self.pipeline and not self.transport.is_closing():
-            self.flow.resume_reading()
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+        else:
+            self._idle_since = self.loop.time()
+            if self._sleep is None:
+                self._sleep = self.loop.call_later(self._limits.keep_alive_s, self._wake)
+        self.flow.resume_reading()
+        if not self.pipeline:
             self._read_on()
 
     def on_message_begin(self) -> None:
         """Begin a request."""
         self._moved = self._reading = True
+        self._idle_since = None
         self._size = self._chunks = self._left = 0
         super().on_message_begin()
 
@@ -189,9 +175,23 @@ class Guard(HttpToolsProtocol):
         """Bytes of answers that the other side has not taken."""
         return self.transport.get_write_buffer_size()
 
+    def may_parse(self) -> bool:
+        """Return whether what has come is read on: no request waits for an earlier one's answer."""
+        return not self.pipeline and not self.transport.is_closing()
+
+    def is_still(self) -> bool:
+        """Return whether everything so far has been answered and taken, and the next byte begins a request."""
+        quiet = self._is_idle() and not self._reading and not self._unparsed and not self._pile
+        return quiet and self.may_parse() and not self.flow.write_paused and not self.server_state.draining
+
+    def has_all(self) -> bool:
+        """Return whether what came last was the whole of the latest request, on a connection that stays open."""
+        cycle, rest = self.cycle, self._reading or self._unparsed or self.pipeline
+        return not rest and cycle.keep_alive and not cycle.more_body and cycle.scope["http_version"] == "1.1"
+
     def _read_on(self) -> None:
         """Parse until a request waits for an earlier one's answer; refuse what piles up without becoming a request."""
-        while self._unparsed and not self.pipeline and not self.transport.is_closing():
+        while self._unparsed and self.may_parse():
             step, self._moved = max(STEP, self._left), False
             part, self._unparsed = self._unparsed[:step], self._unparsed[step:] or NOTHING
             try:
@@ -241,6 +241,17 @@ class Guard(HttpToolsProtocol):
 
     def _is_idle(self) -> bool:
         return getattr(self.cycle, "response_complete", True)  # there is no cycle before the first request
+
+    def _wake(self) -> None:
+        """End a connection that has been idle for long enough."""
+        self._sleep = None
+        if self._idle_since is None:
+            return  # it is set again with the next answer
+        left = self._idle_since + self._limits.keep_alive_s - self.loop.time()
+        if left > 0:
+            self._sleep = self.loop.call_later(left, self._wake)
+        else:
+            self.transport.close()
 
     def _start_clock(self) -> None:
         self._timer = self.loop.call_later(self._limits.receive_s, self._expire)

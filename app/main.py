@@ -21,6 +21,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from app import openapi, problems
 from app.allocator import trimmed_now_and_then
 from app.direct import Direct
+from app.express import Express
 from app.health import router as health
 from app.metrics import Metrics
 from app.middleware import Envelope
@@ -72,6 +73,7 @@ def create_app(settings: Settings | None = None, crew: Crew | None = None) -> Fa
     app.state.service = service
     own_keys = read_api_keys(settings.api_keys_file) if settings.api_keys_file and not crew else ()
     app.state.keys = crew.keys if crew else own_keys
+    app.state.express = Express(service, app.state.keys, PREFIXES)
     for prefix in PREFIXES:
         app.include_router(router, prefix=prefix, include_in_schema=not prefix)
         app.include_router(health, prefix=prefix, include_in_schema=not prefix)

@@ -11,8 +11,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from http import HTTPStatus
 from itertools import accumulate, product
-from typing import Final
+from typing import Any, Final
 
+from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry, Metric, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.utils import floatToGoString
@@ -135,9 +136,9 @@ class Metrics:
         """Count a refused request or connection; the reason is an error code."""
         self._rejected.inc(reason if reason in REASONS else OTHER)
 
-    def observe_posterior_kl(self, values: Iterable[float]) -> None:
+    def observe_posterior_kl(self, values: NDArray[Any]) -> None:
         """Take the divergence of each encoded image, in nats, ``(N,)``."""
-        for value in values:
+        for value in values.tolist():
             self._posterior_kl.observe(value)
 
     def set_model_info(self, name: str, digest: str, device: str, precision: str) -> None:

@@ -14,8 +14,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.context import Context
 from app.logs import REQUEST_ID
-from app.problems import internal_error, problem_response
-from app.service import Service
+from app.problems import CLOSED, internal_error, problem_response
+from app.service import Service, Timing
 
 log = logging.getLogger("vae")
 UNMATCHED = "unmatched"
@@ -52,10 +52,7 @@ class Envelope:
                 await problem_response(internal_error(), context.request_id)(scope, receive, answer.send)
         finally:
             seconds = time.monotonic() - context.started
-            self.service.metrics.observe_request(_route(scope), answer.status or 499, seconds)
-            if log.isEnabledFor(logging.DEBUG):
-                extra = {"seconds": round(seconds, 6)}
-                log.debug("%s %s %d", scope["method"], scope["path"], answer.status, extra=extra)
+            told(self.service, scope["method"], scope["path"], _route(scope), answer.status or CLOSED, seconds)
 
 
 class _Answer:
@@ -75,17 +72,36 @@ class _Answer:
 
     def _add_headers(self, headers: Headers) -> None:
         context, given = self.context, dict(headers)
-        headers.append((b"x-request-id", context.request_id.encode()))
-        headers += SECURITY
         if given.get(b"content-type", b"").startswith(b"text/html") and b"content-security-policy" not in given:
             headers.append((b"content-security-policy", CSP))
         digest = context.engine.digest if context.engine else self.service.digest
-        if digest and b"x-model-digest" not in given:
-            headers.append((b"x-model-digest", digest.encode()))
-        if timing := context.timing:
-            total = time.monotonic() - context.started
-            spans = (timing.queue_s * 1e3, timing.device_s * 1e3, total * 1e3)
-            headers.append((b"server-timing", b"queue;dur=%.3f, device;dur=%.3f, total;dur=%.3f" % spans))
+        digest = None if b"x-model-digest" in given else digest
+        headers += own_fields(context.request_id, digest, context.timing, context.started)
+
+
+def own_fields(request_id: str, digest: str | None, timing: Timing | None, started: float) -> Headers:
+    """Return the header fields that every answer has.
+
+    Args:
+        request_id: of the request.
+        digest: of the weights that answered, or would have.
+        timing: of what the device computed, if it did.
+        started: when the request was here, on the monotonic clock.
+    """
+    fields = [(b"x-request-id", request_id.encode()), *SECURITY]
+    if digest:
+        fields.append((b"x-model-digest", digest.encode()))
+    if timing:
+        spans = (timing.queue_s * 1e3, timing.device_s * 1e3, (time.monotonic() - started) * 1e3)
+        fields.append((b"server-timing", b"queue;dur=%.3f, device;dur=%.3f, total;dur=%.3f" % spans))
+    return fields
+
+
+def told(service: Service, method: str, path: str, route: str, status: int, seconds: float) -> None:
+    """Count an answer, and log it where everything is logged."""
+    service.metrics.observe_request(route, status, seconds)
+    if log.isEnabledFor(logging.DEBUG):
+        log.debug("%s %s %d", method, path, status, extra={"seconds": round(seconds, 6)})
 
 
 def _route(scope: Scope) -> str:

@@ -50,8 +50,8 @@ class WorkRoute(DirectRoute):
         handle = super().handler()
 
         async def timed(request: Request) -> Response:
-            check_key(request)
             context = context_of(request)
+            check_key(request.app.state.keys, context.headers)
             seconds = context.seconds = deadline(context)
             if b"if-model-match" in context.headers:
                 check_model(context, context.service.engine)
@@ -59,13 +59,18 @@ class WorkRoute(DirectRoute):
                 async with asyncio.timeout(seconds):
                     return await handle(request)
             except TimeoutError:
-                raise DeadlineExceeded(
-                    f"no answer within {seconds:g} s (VAE_DEADLINE_S or X-Timeout-Ms); send less, or allow more time"
-                ) from None
+                raise too_late(seconds) from None
             finally:
                 context.service.body_bytes -= context.body_bytes
 
         return timed
+
+
+def too_late(seconds: float) -> DeadlineExceeded:
+    """Return the refusal of a request that had so many seconds."""
+    return DeadlineExceeded(
+        f"no answer within {seconds:g} s (VAE_DEADLINE_S or X-Timeout-Ms); send less, or allow more time"
+    )
 
 
 def content_type(request: Request) -> str | None:

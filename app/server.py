@@ -22,12 +22,15 @@ import uvicorn
 
 from app import logs
 from app.collector import Collector
+from app.connections import State, refusal
 from app.errors import Unavailable
-from app.guard import Guard, State, refusal
+from app.express import Express
+from app.guard import Guard
 from app.limits import Limits
 from app.listening import EXIT_NO_PORT, Acceptor, listen, url, with_files_for
 from app.problems import outer_answer
 from app.settings import Settings, SettingsError
+from app.wire import Wire
 from app.workers import Crew
 
 EXIT_SETTINGS: Final = 78  # EX_CONFIG of sysexits.h
@@ -110,11 +113,13 @@ class Server(uvicorn.Server):
 
     def __init__(self, app: App, settings: Settings, limits: Limits, crew: Crew | None = None) -> None:
         """Prepare; nothing runs before ``live``."""
+        self._express: Express | None = getattr(app.state, "express", None)
+        protocol = partial(Wire, limits, self._express) if self._express else partial(Guard, limits)
         config = uvicorn.Config(
             _refused_when_cut(app, self._digest),
             interface="asgi3",
             lifespan="off",  # run by ``live``, where its errors can be told apart
-            http=partial(Guard, limits),  # type: ignore[arg-type]  # it is only ever called
+            http=protocol,  # type: ignore[arg-type]  # it is only ever called
             ws="none",
             timeout_keep_alive=limits.keep_alive_s,
             log_config=None,
@@ -194,6 +199,8 @@ class Server(uvicorn.Server):
             server.close()
         await asyncio.sleep(SETTLE_S)
         await super().shutdown(sockets)
+        if self._express:
+            self._express.give_up(_shut_down())
         if self.server_state.tasks:
             await asyncio.wait(set(self.server_state.tasks), timeout=LAST_ANSWERS_S)
 
@@ -232,11 +239,18 @@ class Server(uvicorn.Server):
         self._service.refuse_new_work()
         loop = asyncio.get_running_loop()
         end = loop.time() + self._settings.drain_s
-        if self.server_state.tasks:
-            await asyncio.wait(set(self.server_state.tasks), timeout=self._settings.drain_s)
+        if tasks := self._unfinished():
+            await asyncio.wait(tasks, timeout=self._settings.drain_s)
         self.config.timeout_graceful_shutdown = math.ceil(max(end - loop.time(), LAST_ANSWERS_S))
         self.should_exit = True
         self._opened.set()
+
+    def _unfinished(self) -> set[asyncio.Task[None]]:
+        """Return the tasks that end with the requests that are in flight."""
+        tasks = set(self.server_state.tasks)
+        if self._express:
+            tasks.add(asyncio.get_running_loop().create_task(self._express.emptied()))
+        return tasks
 
     def _digest(self) -> str | None:
         return self._service.digest
@@ -257,15 +271,18 @@ class Server(uvicorn.Server):
         self._collector.show_all()
 
 
+def _shut_down() -> Unavailable:
+    return Unavailable("the server has shut down; send the request again", code="draining")
+
+
 def _refused_when_cut(app: App, digest: Callable[[], str | None]) -> App:
     """Return ``app`` such that a request that is cancelled at the end of the drain is answered with 503."""
-    problem = Unavailable("the server has shut down; send the request again", code="draining")
 
     async def answer(scope: dict[str, Any], receive: Receive, send: Send) -> None:
         try:
             await app(scope, receive, send)
         except asyncio.CancelledError:
-            request_id = logs.REQUEST_ID.get() or uuid.uuid4().hex
+            request_id, problem = logs.REQUEST_ID.get() or uuid.uuid4().hex, _shut_down()
             headers, body = outer_answer(problem.to_problem(request_id), request_id, digest())
             with suppress(RuntimeError):  # the answer has begun
                 await send({"type": "http.response.start", "status": problem.status, "headers": headers})

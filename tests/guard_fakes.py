@@ -8,7 +8,8 @@ from functools import partial
 import uvicorn
 import uvloop
 
-from app.guard import Guard, State
+from app.connections import State
+from app.guard import Guard
 from app.limits import Limits
 
 SAFETY_S = 30

@@ -29,7 +29,7 @@ def test_the_names_and_labels_are_exactly_those_of_the_contract():
     metrics.batch("encode", 32)
     metrics.queue_items("encode", 5)
     metrics.rejected("queue_full")
-    metrics.observe_posterior_kl([25.0])
+    metrics.observe_posterior_kl(np.array([25.0]))
     metrics.set_model_info("mnist", "0" * 16, "cpu", "bf16")
     families = {}
     for family in text_string_to_metric_families(metrics.render()[0].decode()):
