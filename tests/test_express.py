@@ -452,6 +452,22 @@ def test_an_idle_connection_ends_also_after_answers_by_express(model):
     play(scenario)
 
 
+def test_the_clocks_of_a_connection_do_not_end_a_request_that_waits_for_its_batch(model):
+    async def scenario():
+        async with serving(model, Limits(receive_s=0.2, keep_alive_s=1)) as running:
+            known = await running.known()
+            fresh = await running.connect()  # whose clock runs since it is there
+            gate = Gate(running.service.engine.encode)
+            for client in (known, fresh):
+                await client.send(post())
+            await asyncio.sleep(1.3)
+            gate.opened.set()
+            assert [(await client.answer())[0] for client in (known, fresh)] == [200, 200]
+            assert running.taken == 2
+
+    play(scenario)
+
+
 def test_few_heads_are_remembered_the_latest_ones(model):
     async def scenario():
         async with serving(model) as running:
