@@ -127,7 +127,6 @@ class House:
         Raises:
             QueueFull: no room, or no time; ``Retry-After`` and ``retry_after_ms`` say how long those inside will take.
         """
-        self._measure()
         if (why := self.why_not(items, rows, patience_s)) is not None:
             raise self.full(why)
         self.items += items
@@ -135,6 +134,7 @@ class House:
 
     def why_not(self, items: int, rows: int, patience_s: float) -> str | None:
         """Return why ``enter`` would refuse a request; None where it would not."""
+        self._measure()
         if self.items and self.items + items > self._max_items:
             return (
                 f"{self.items} items are waiting or being computed and this request has {items}; at most "

@@ -11,10 +11,11 @@ import asyncio
 import math
 import threading
 import time
-from collections.abc import Callable, Container
+from collections.abc import Callable
 from contextlib import suppress
+from contextvars import Context
 from typing import Any, Final
-from weakref import WeakSet
+from weakref import WeakKeyDictionary
 
 from numpy.typing import NDArray
 
@@ -29,6 +30,7 @@ __all__ = ["Answer", "Batcher", "Columns", "DeviceLost", "Monitor", "Op", "Stay"
 SMALL_CAP_S: Final = 60.0  # how long the batch size that fitted into memory is remembered
 QUICK_S: Final = 0.001  # a row that took no longer may keep the event loop from its other work
 WORTH: Final = 16  # rows for which a thread is woken beside quick batches of fewer, which end before it has begun
+TURN_S: Final = 0.01  # of computing, after which the event loop turns to its connections
 JOIN_S: Final = 5.0  # how long close() waits for a batch that is still running
 
 
@@ -65,7 +67,8 @@ class Batcher(Admission):
         self._running: list[bool] = []  # of each batch in the threads whether it will be over in no time
         self._lines: dict[Op, Line] = {}  # those in which somebody waits
         self._served: dict[str, int] = {}  # operation -> number of its latest batch
-        self._quick = WeakSet[Op]()  # those whose latest single row took no longer than ``_quick_s``
+        self._quick = WeakKeyDictionary[Op, float]()  # those whose rows take no longer than ``_quick_s``: how long
+        self._context = Context()  # of the event loop's own batches: those of no request
         self._threads = [
             threading.Thread(target=self._live, name=f"inference-{i}", daemon=True) for i in range(streams)
         ]
@@ -120,9 +123,8 @@ class Batcher(Admission):
             self._tell_waiting(op.name)
             if op not in self._quick:
                 self._changed.notify()
-            elif not self._turn_due:  # first see who comes at the same time
-                self._turn_due = True
-                self._loop.call_soon(self._turn)
+            else:
+                self._take_turn()  # after whoever comes at the same time
 
     def end(self, op: Op, work: Work) -> None:
         """Forget a submission that has its answer, or that nobody waits for any more."""
@@ -133,11 +135,16 @@ class Batcher(Admission):
                     line.lane(work).drop(work)
                 self._tidy(op)
 
+    def _take_turn(self) -> None:
+        if not self._turn_due:
+            self._turn_due = True
+            self._loop.call_soon(self._turn, context=self._context)
+
     def _turn(self) -> None:
         """Compute the next batch on the event loop if that is its business, or wake a thread for it."""
         self._turn_due = False
         with self._changed:
-            cut = self._cut(self._quick) if self._computes_here() else None
+            cut = self._cut(brief=True) if self._computes_here() else None
             if self._lines and cut is None:
                 self._changed.notify()
         if cut is None:
@@ -146,9 +153,8 @@ class Batcher(Admission):
             self._hand_over(*self._run(*cut))
         except BaseException as error:
             self._die(error)
-        if self._lines and not self._turn_due:
-            self._turn_due = True
-            self._loop.call_soon(self._turn)
+        if self._lines:
+            self._take_turn()
 
     def _computes_here(self) -> bool:
         """Return whether the event loop computes: no thread does, and either that is its part or there is one row."""
@@ -234,7 +240,10 @@ class Batcher(Admission):
         outcomes = run_batch(op, batch, self._remember_full)
         seconds = time.monotonic() - started
         if rows == 1 or self._on_loop:
-            (self._quick.add if seconds <= rows * self._quick_s else self._quick.discard)(op)
+            if seconds <= rows * self._quick_s:
+                self._quick[op] = seconds / rows
+            else:
+                self._quick.pop(op, None)
         self._monitor.batch(op.name, rows)
         self._monitor.device(op.name, seconds)
         return batch, outcomes, seconds
@@ -244,13 +253,18 @@ class Batcher(Admission):
         crowded = bool(self._running) and all(self._running)
         return not crowded or sum(line.rows for line in self._lines.values()) >= WORTH
 
-    def _cut(self, only: Container[Op] | None = None) -> tuple[Op, list[Piece]] | None:
-        """Return the next batch, of the operation served longest ago; None where nobody waits, or it is not wanted."""
+    def _cut(self, brief: bool = False) -> tuple[Op, list[Piece]] | None:
+        """Return the next batch, of the operation served longest ago; None where nobody waits.
+
+        With ``brief`` one that takes the event loop no longer than ``TURN_S``; None where the operation is not quick.
+        """
         while self._lines:
-            op = min(self._lines, key=lambda op: self._served.get(op.name, 0))
-            if only is not None and op not in only:
-                return None
-            batch = self._lines[op].cut(self._cap())
+            op, most = min(self._lines, key=lambda op: self._served.get(op.name, 0)), self._cap()
+            if brief:
+                if (row_s := self._quick.get(op)) is None:
+                    return None
+                most = max(1, min(most, int(TURN_S / max(row_s, 1e-9))))
+            batch = self._lines[op].cut(most)
             self._tidy(op)
             if batch:
                 self._served[op.name] = max(self._served.values(), default=0) + 1

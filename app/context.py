@@ -60,7 +60,12 @@ def service_of(request: Request) -> Service:
     return context_of(request).service
 
 
+def fresh_id() -> str:
+    """Return the id of a request that brought none."""
+    return f"{random.getrandbits(128):032x}"
+
+
 def _request_id(sent: bytes) -> str:
     """Return the caller's request id where it is a sane token, else a new one."""
     text = sent.decode("latin-1")
-    return text if SANE_ID.fullmatch(text) else f"{random.getrandbits(128):032x}"
+    return text if SANE_ID.fullmatch(text) else fresh_id()

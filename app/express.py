@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Final, Protocol
 
 import numpy as np
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from app.admission import Stay
 from app.auth import check_key
 from app.batching import Batcher
+from app.context import fresh_id
 from app.engine import Engine
 from app.errors import ServiceError
 from app.lines import Answer, Work
@@ -63,7 +64,7 @@ class Express:
         """Know nothing yet."""
         self.service = service
         self._keys, self._paths = keys, {prefix + ROUTE for prefix in prefixes}
-        self._heads: dict[bytes, int] = {}  # to the length of the body that follows
+        self._heads: dict[bytes, tuple[int, str]] = {}  # to the length of the body that follows, and the path
         self._rides: dict[Ride, None] = {}  # who is on the way, the oldest first
         self._alarm: asyncio.TimerHandle | None = None
         self._left = asyncio.Event()  # somebody left since it was cleared
@@ -79,11 +80,12 @@ class Express:
             return
         head, length = data[: data.find(END) + len(END)], len(data) - data.find(END) - len(END)
         headers = dict(reversed(scope["headers"]))  # of a repeated field the first counts
-        if len(head) > HEAD_BYTES or not 0 < length <= SMALL_BODY_BYTES or UNUSUAL & headers.keys():
+        most = min(SMALL_BODY_BYTES, self.service.settings.max_body_bytes)
+        if len(head) > HEAD_BYTES or not 0 < length <= most or UNUSUAL & headers.keys():
             return
         whole = head.count(b"\r\n") == len(scope["headers"]) + 2  # and no field that the parser took for something else
         if whole and headers.get(b"content-length") == b"%d" % length and self._is_usual(headers):
-            self._heads[head] = length
+            self._heads[head] = length, scope["path"]
             if len(self._heads) > HEADS:
                 del self._heads[next(iter(self._heads))]
 
@@ -99,21 +101,21 @@ class Express:
     def take(self, reply: Reply, data: bytes) -> Ride | None:
         """Take a request along, if ``data`` is one that can be answered on this way."""
         end = data.find(END) + len(END)
-        if self._heads.get(data[:end]) != len(data) - end:
+        length, path = self._heads.get(data[:end], (-1, ""))
+        if length != len(data) - end:
             return None
         started, service = time.monotonic(), self.service
         batcher, seconds = service.open_batcher(), service.settings.deadline_s
-        if batcher is None or service.digest is None or not batcher.has_room(1, 1, seconds):
+        if batcher is None or service.digest is None or service.lacks_memory(length):
             return None
-        engine, stay, x = service.engine, batcher.enter(1, 1, seconds), None
-        try:
-            x = self._image(data[end:], engine)
-        finally:
-            if x is None:
-                batcher.leave(stay, 1, computed=False)
+        if not batcher.has_room(1, 1, seconds):
+            return None
+        engine, stay = service.engine, batcher.enter(1, 1, seconds)
+        x = self._image(data[end:], engine)
         if x is None:
+            batcher.leave(stay, 1, computed=False)
             return None
-        ride = Ride(self, reply, batcher, engine, x, stay, started)
+        ride = Ride(self, reply, path, batcher, engine, x, stay, started)
         batcher.begin(engine.encode, ride.work)
         self._expect(ride, seconds)
         return ride
@@ -124,7 +126,7 @@ class Express:
             images = parse_images(body, PNG)
             most = self.service.settings.max_pixels
             return images.decode(engine.image_shape, max_pixels=most) if images.is_light() else None
-        except ServiceError:
+        except Exception:  # the way of all requests meets the same, and says so
             return None
 
     async def emptied(self) -> None:
@@ -166,12 +168,13 @@ class Ride:
         started: when it was here, on the monotonic clock.
     """
 
-    __slots__ = ("_batcher", "_engine", "_express", "_over", "_reply", "_stay", "started", "work")
+    __slots__ = ("_batcher", "_engine", "_express", "_id", "_over", "_path", "_reply", "_stay", "started", "work")
 
     def __init__(
         self,
         express: Express,
         reply: Reply,
+        path: str,
         batcher: Batcher,
         engine: Engine,
         x: NDArray[np.float32],
@@ -179,8 +182,9 @@ class Ride:
         started: float,
     ) -> None:
         """Begin with an image ``(1, C, H, W)``; ``stay`` is its room, which it gives back in the end."""
-        self._express, self._reply, self._batcher, self._engine = express, reply, batcher, engine
+        self._express, self._reply, self._path, self._batcher, self._engine = express, reply, path, batcher, engine
         self.work, self._stay, self.started, self._over = Work((x,), self, stay), stay, started, False
+        self._id = fresh_id()
 
     def done(self) -> bool:
         """Return whether it is over."""
@@ -196,23 +200,21 @@ class Ride:
 
     def set_exception(self, error: Exception, /) -> None:
         """Answer with an error."""
-        request_id = _fresh_id()
-        told_of = REQUEST_ID.set(request_id)
-        if isinstance(error, ServiceError):
-            answer = response_to(error, request_id)
-        else:
-            log.error("unexpected error", exc_info=error)
-            answer = problem_response(internal_error(), request_id)
-        REQUEST_ID.reset(told_of)
-        self._answer(answer.status_code, answer.raw_headers, bytes(answer.body), Timing(), request_id)
+        with self._named():
+            if isinstance(error, ServiceError):
+                answer = response_to(error, self._id)
+            else:
+                log.error("unexpected error", exc_info=error)
+                answer = problem_response(internal_error(), self._id)
+        self._answer(answer.status_code, answer.raw_headers, bytes(answer.body), Timing())
 
     def cancel(self) -> None:
         """Be over without an answer: the caller is gone."""
         if not self._over:
             self._end(CLOSED)
 
-    def _answer(self, status: int, fields: Headers, body: bytes, timing: Timing, request_id: str | None = None) -> None:
-        own = own_fields(request_id or _fresh_id(), self._engine.digest, timing, self.started)
+    def _answer(self, status: int, fields: Headers, body: bytes, timing: Timing) -> None:
+        own = own_fields(self._id, self._engine.digest, timing, self.started)
         self._end(status)
         self._reply.answer(status, [*fields, *own], body)
 
@@ -221,9 +223,15 @@ class Ride:
         self._over = True
         self._batcher.end(self._engine.encode, self.work)
         self._batcher.leave(self._stay, 1, computed=status == 200)
-        told(self._express.service, "POST", ROUTE, ROUTE, status, time.monotonic() - self.started)
         self._express.over(self)
+        with self._named():
+            told(self._express.service, "POST", self._path, ROUTE, status, time.monotonic() - self.started)
 
-
-def _fresh_id() -> str:
-    return f"{random.getrandbits(128):032x}"
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """Have what is logged meanwhile carry the request's id."""
+        before = REQUEST_ID.set(self._id)
+        try:
+            yield
+        finally:
+            REQUEST_ID.reset(before)

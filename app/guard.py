@@ -94,7 +94,7 @@ class Guard(HttpToolsProtocol):
         if self.pipeline:
             self._start_asgi_task(*self.pipeline.pop())
         else:
-            self._idle_since = self.loop.time()
+            self._idle_since = None if self._reading else self.loop.time()
             if self._sleep is None:
                 self._sleep = self.loop.call_later(self._limits.keep_alive_s, self._wake)
         self.flow.resume_reading()
@@ -181,8 +181,7 @@ class Guard(HttpToolsProtocol):
 
     def is_still(self) -> bool:
         """Return whether everything so far has been answered and taken, and the next byte begins a request."""
-        quiet = self._is_idle() and not self._reading and not self._unparsed and not self._pile
-        return quiet and self.may_parse() and not self.flow.write_paused and not self.server_state.draining
+        return self._is_idle() and not self._reading and self.may_parse() and not self.flow.write_paused
 
     def has_all(self) -> bool:
         """Return whether what came last was the whole of the latest request, on a connection that stays open."""

@@ -272,7 +272,8 @@ class Server(uvicorn.Server):
 
 
 def _shut_down() -> Unavailable:
-    return Unavailable("the server has shut down; send the request again", code="draining")
+    text = "the server has shut down; send the request again"
+    return Unavailable(text, code="draining", headers={"Retry-After": "1"})
 
 
 def _refused_when_cut(app: App, digest: Callable[[], str | None]) -> App:

@@ -180,11 +180,16 @@ class Service:
         Raises:
             QueueFull: with ``more`` of them they would be too many.
         """
-        if (held := self.body_bytes + more) > (most := self._max_body_bytes) and self._batcher is not None:
+        if self.lacks_memory(more) and self._batcher is not None:
+            held, most = self.body_bytes + more, self._max_body_bytes
             raise self._batcher.full(
                 f"with this request's body, all that are being received or worked on would hold {held:,} bytes; at "
                 f"most {most:,} are held (VAE_MAX_BODIES_BYTES)"
             )
+
+    def lacks_memory(self, more: int = 0) -> bool:
+        """Return whether all bodies together would be too many bytes with ``more`` of them."""
+        return self.body_bytes + more > self._max_body_bytes
 
     def open_batcher(self) -> Batcher | None:
         """Return what takes new work; nothing where none is taken."""

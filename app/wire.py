@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Iterable
 from typing import Any
 
@@ -13,6 +14,8 @@ from app.connections import State
 from app.express import Express, Ride
 from app.guard import Guard
 from app.limits import Limits
+
+log = logging.getLogger("vae")
 
 
 class Wire(Guard):
@@ -53,6 +56,7 @@ class Wire(Guard):
         """Compute nothing for who is gone."""
         if self._ride is not None:
             self._ride.cancel()
+            self._ride = None
         super().connection_lost(exc)
 
     def answer(self, status: int, fields: Iterable[tuple[bytes, bytes]], body: bytes) -> None:
@@ -61,11 +65,15 @@ class Wire(Guard):
         if self.transport.is_closing():
             return
         lines = [b"%s: %s\r\n" % field for field in (*self.server_state.default_headers, *fields)]
-        ends = self._closes or self.server_state.draining
+        ends = self._closes or (self.server_state.draining and not self._unparsed)
         self.transport.write(b"".join([STATUS_LINE[status], *lines, b"connection: close\r\n" * ends, b"\r\n", body]))
         if ends:
             self.transport.close()
-        self.on_response_complete()
+        try:
+            self.on_response_complete()
+        except Exception:  # of the next request: it must not spoil the batch that this answer is of
+            log.exception("unexpected error")
+            self.transport.abort()
 
     def shutdown(self) -> None:
         """End the connection after the answer that is under way."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from contextvars import ContextVar
 
 import numpy as np
 import pytest
@@ -92,6 +93,36 @@ def test_the_loop_turns_to_others_between_two_batches():
     play(scenario)
 
 
+def test_a_batch_on_the_loop_takes_no_longer_than_a_turn(monkeypatch):
+    monkeypatch.setattr(batching, "TURN_S", 0.1)
+
+    async def scenario():
+        places = Places(lambda x: (time.sleep(0.02 * len(x)), (x,))[1])
+        async with serving(max_batch=32, on_loop=True) as batcher:
+            await known(batcher, places)
+            await batcher.submit(places.op, np.arange(32.0))
+            assert max(places.sizes) <= 5
+            assert all(places.on_loop[1:])
+
+    play(scenario)
+
+
+def test_what_the_loop_computes_belongs_to_no_request():
+    seen, here = [], ContextVar("here", default="nobody")
+
+    async def scenario():
+        places = Places(lambda x: (seen.append(here.get()), (x,))[1])
+        async with serving(on_loop=True) as batcher:
+            await known(batcher, places)
+            here.set("somebody")
+            await batcher.submit(places.op, np.arange(20.0))
+            assert all(places.on_loop[1:])
+            assert set(seen) == {"nobody"}
+            assert len(seen) > 2
+
+    play(scenario)
+
+
 def test_a_large_submission_does_not_keep_small_ones_waiting():
     async def scenario():
         places = Places()
@@ -172,13 +203,12 @@ def test_quick_and_slow_operations_in_any_order_are_all_answered():
         quick, slow = Places(lambda x: (x * 2 + 1,)), Op("slow", lambda x: (time.sleep(0.0005), (x * 3,))[1])
         async with serving(max_batch=16, on_loop=True) as batcher:
             await known(batcher, quick)
-            batcher._quick.discard(slow)
 
             async def client(start):
                 for i in range(start, start + 100):
                     op, factor, plus = (slow, 3, 0) if i % 7 == 0 else (quick.op, 2, 1)
                     x = np.arange(i, i + 1 + (i % 5) * 6)
-                    batcher._quick.discard(slow)
+                    batcher._quick.pop(slow, None)
                     assert np.array_equal((await batcher.submit(op, x)).rows[0], x * factor + plus)
 
             await asyncio.gather(*(client(1000 * number) for number in range(12)))

@@ -6,8 +6,12 @@ Real connections of this process to a real application with a tiny model; ``take
 import asyncio
 import json
 import logging
+import signal
+import socket
+import time
 from contextlib import asynccontextmanager
 from functools import partial
+from types import SimpleNamespace
 from unittest.mock import patch
 
 import numpy as np
@@ -18,11 +22,14 @@ from guard_fakes import Client
 from inside import Failures, Gate
 from service_pictures import jpeg, png
 
-from app import batching, express
+from app import admission, batching, express, reading
+from app.batching import DeviceLost
 from app.connections import State
 from app.errors import Unavailable
 from app.limits import Limits
+from app.logs import REQUEST_ID
 from app.main import create_app
+from app.server import Server
 from app.settings import Settings
 from app.wire import Wire
 from tests.tiny import save_tiny
@@ -130,6 +137,23 @@ def test_a_head_that_is_known_goes_by_express_and_is_answered_as_any_other(model
             same = set(first[1]) - {"x-request-id", "server-timing"}
             assert {name: first[1][name] for name in same} == {name: second[1][name] for name in same}
             assert running.inside() == 0
+            assert b"vae_posterior_kl_nats_count 3.0" in running.service.metrics.render()[0]
+            assert b'vae_requests_total{route="/encode",status="200"} 3.0' in running.service.metrics.render()[0]
+
+    play(scenario)
+
+
+def test_the_date_and_the_other_prefix_are_there_as_well(model, caplog):
+    caplog.set_level(logging.DEBUG, "vae")
+
+    async def scenario():
+        async with serving(model) as running:
+            running.state.default_headers = [(b"date", b"today")]
+            client, data = await running.connect(), post(line="POST /v1/encode HTTP/1.1")
+            answers = [await running.ask(client, data) for _ in range(2)]
+            assert [by_express for *_, by_express in answers] == [False, True]
+            assert [headers["date"] for _, headers, _, _ in answers] == ["today"] * 2
+            assert [line for line in caplog.messages if "POST" in line] == ["POST /v1/encode 200"] * 2
 
     play(scenario)
 
@@ -167,6 +191,7 @@ UNUSUAL = {
     "timeout": post(fields=(*PLAIN, "X-Timeout-Ms: 9000")),
     "request id": post(fields=(*PLAIN, "X-Request-ID: mine")),
     "origin": post(fields=(*PLAIN, "Origin: https://pictures.example")),
+    "upgrade": post(fields=(*PLAIN, "Connection: Upgrade", "Upgrade: h2c")),
     "npy": post(fields=(*PLAIN, "Accept: application/x-npy")),
     "nothing acceptable": post(fields=(*PLAIN, "Accept: text/html")),
     "no type": post(fields=()),
@@ -206,6 +231,106 @@ def test_who_wants_the_connection_to_end_is_not_taken(model, ending):
                 await client.send(data)
                 assert b" 200 OK" in await client.rest()
             assert running.taken == 0
+
+    play(scenario)
+
+
+def test_a_file_that_claims_to_be_large_is_not_decoded_by_express(model):
+    data = post(png(np.zeros((1200, 1200), np.uint8)))
+    assert len(data) < 4096
+
+    async def scenario():
+        async with serving(model) as running:
+            client = await running.connect()
+            answers = [await running.ask(client, data) for _ in range(2)]
+            assert [(status, by_express) for status, *_, by_express in answers] == [(200, False)] * 2
+
+    play(scenario)
+
+
+def test_a_limit_that_refuses_one_refuses_the_next(model):
+    async def scenario():
+        async with serving(model, max_body_bytes=1024) as running:
+            for _ in range(2):
+                client = await running.connect()
+                status, _, body, by_express = await running.ask(client, post(PICTURE + b"\0" * 1024))
+                assert (status, json.loads(body)["code"], by_express) == (413, "body_too_large", False)
+
+    play(scenario)
+
+
+def test_where_bodies_fill_the_memory_the_usual_way_refuses(model):
+    async def scenario():
+        async with serving(model) as running:
+            client = await running.known()
+            running.service.body_bytes += 2**40
+            status, _, body, by_express = await running.ask(client, post())
+            running.service.body_bytes -= 2**40
+            assert (status, json.loads(body)["code"], by_express) == (429, "queue_full", False)
+
+    play(scenario)
+
+
+def test_who_would_wait_for_too_long_is_refused_by_the_usual_way(model, monkeypatch):
+    async def scenario():
+        async with serving(model) as running:
+            clients = [await running.known() for _ in range(80)]
+            gate = Gate(running.service.engine.encode)
+            for client in clients[:70]:
+                await client.send(post())
+            await until(lambda: running.inside() == 70)
+            now = time.monotonic()  # an hour passes in which nothing is answered, and nobody comes or goes
+            monkeypatch.setattr(admission, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + 3600))
+            assert time.monotonic() - now < 60
+            status, _, body, by_express = await running.ask(clients[70], post())
+            assert (status, json.loads(body)["code"], by_express) == (429, "queue_full", False)
+            gate.opened.set()
+            assert {(await client.answer())[0] for client in clients[:70]} == {200}
+
+    play(scenario)
+
+
+def test_what_is_a_bug_on_the_express_is_met_again_and_answered_on_the_usual_way(model, monkeypatch):
+    async def scenario():
+        async with serving(model) as running:
+            client = await running.known()
+            for module in (express, reading):
+                monkeypatch.setattr(module, "parse_images", lambda *_, **__: 1 / 0)
+            status, _, body, by_express = await running.ask(client, post())
+            assert (status, json.loads(body)["code"], by_express) == (500, "internal", False)
+
+    play(scenario)
+
+
+def test_who_does_not_read_gets_no_more_answers_by_express(model):
+    async def scenario():
+        async with serving(model) as running:
+            client = await running.known()
+            (connection,) = running.state.connections
+            connection.flow.pause_writing()
+            await client.send(post())
+            await asyncio.sleep(0.1)
+            connection.flow.resume_writing()
+            assert (await client.answer())[0] == 200
+            assert running.taken == 0
+
+    play(scenario)
+
+
+def test_a_request_that_began_behind_another_is_not_cut_as_idle(model):
+    async def scenario():
+        async with serving(model, Limits(keep_alive_s=1)) as running:
+            client, whole = await running.connect(), post(fields=(*PLAIN, "X-Request-ID: second"))
+            gate = Gate(running.service.engine.encode)
+            await client.send(post() + whole[:30])
+            await gate.wait_until_entered()
+            gate.opened.set()
+            await client.answer()
+            gate.opened.clear()
+            await client.send(whole[30:])
+            await asyncio.sleep(1.3)
+            gate.opened.set()
+            assert (await client.answer())[1]["x-request-id"] == "second"
 
     play(scenario)
 
@@ -368,8 +493,10 @@ def test_a_failure_of_its_batch_is_a_500_that_is_logged_with_its_id(model):
     async def scenario():
         async with serving(model) as running:
             client = await running.known()
-            op, failures = running.service.engine.encode, Failures()
+            op, failures, ids = running.service.engine.encode, Failures(), []
             run = op.run
+            emit = failures.emit
+            failures.emit = lambda record: (ids.append(REQUEST_ID.get()), emit(record))
             logging.getLogger("vae").addHandler(failures)
             object.__setattr__(op, "run", lambda x: 1 / 0)
             try:
@@ -378,6 +505,7 @@ def test_a_failure_of_its_batch_is_a_500_that_is_logged_with_its_id(model):
                 logging.getLogger("vae").removeHandler(failures)
             assert (status, by_express) == (500, True)
             assert failures.lines == ["unexpected error"]
+            assert ids == [headers["x-request-id"]]
             assert b"zero" not in body
             assert json.loads(body)["request_id"] == headers["x-request-id"]
             object.__setattr__(op, "run", run)
@@ -396,6 +524,33 @@ def test_an_output_that_is_not_finite_is_a_500(model):
             status, _, body, by_express = await running.ask(client, post())
             assert (status, by_express) == (500, True)
             assert json.loads(body)["code"] == "internal"
+
+    play(scenario)
+
+
+@pytest.mark.parametrize("end", ["device_lost", "draining"])
+def test_where_the_device_or_the_batcher_ends_rides_are_told_so(model, end):
+    async def scenario():
+        async with serving(model) as running:
+            clients = [await running.known() for _ in range(3)]
+            gate, before = Gate(running.service.engine.encode), running.taken
+            for client in clients:
+                await client.send(post())
+            await until(lambda: running.inside() == 3)
+            if end == "draining":
+                ending = asyncio.create_task(running.service.close())
+                await asyncio.sleep(0.05)
+            else:
+                gate._run = lost
+            gate.opened.set()
+            answers = [await client.answer() for client in clients]
+            assert [(status, json.loads(body)["code"]) for status, _, body in answers] == [(503, end)] * 3
+            assert running.taken == before + 3
+            if end == "draining":
+                await ending
+
+    def lost(x):
+        raise DeviceLost("gone")
 
     play(scenario)
 
@@ -456,6 +611,35 @@ def test_who_is_given_up_is_told_so(model):
             assert (status, json.loads(body)["code"]) == (503, "draining")
             gate.opened.set()
             assert (await running.ask(client, post()))[0] == 200
+
+    play(scenario)
+
+
+@pytest.mark.parametrize(("drain_s", "expected"), [(30.0, 200), (0.2, 503)])
+def test_the_end_of_the_process_waits_for_rides_and_tells_those_that_take_too_long(model, drain_s, expected):
+    async def scenario():
+        settings = Settings(model=str(model), device="cpu", log_level="error", drain_s=drain_s, drain_delay_s=0)
+        app, listener = create_app(settings), socket.create_server(("127.0.0.1", 0))
+        listener.setblocking(False)
+        server = Server(app, settings, Limits())
+        with patch.object(batching, "QUICK_S", -1.0):
+            living = asyncio.create_task(server.live(listener))
+            await until(lambda: server.started)
+            running = Serving(app, server.server_state, listener.getsockname())
+            client, gate = await running.known(), Gate(app.state.service.engine.encode)
+            await client.send(post())
+            await gate.wait_until_entered()
+            server._stop(signal.SIGTERM)
+            if expected == 200:
+                await asyncio.sleep(0.5)
+                gate.opened.set()
+            status, headers, body = await client.answer()
+            gate.opened.set()
+            assert (status, headers["connection"]) == (expected, "close")
+            assert expected == 200 or (json.loads(body)["code"], headers["retry-after"]) == ("draining", "1")
+            assert running.taken == 1
+            assert await living == 0
+            client.writer.transport.abort()
 
     play(scenario)
 
