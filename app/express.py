@@ -67,7 +67,6 @@ class Express:
         self._heads: dict[bytes, tuple[int, str]] = {}  # to the length of the body that follows, and the path
         self._rides: dict[Ride, None] = {}  # who is on the way, the oldest first
         self._alarm: asyncio.TimerHandle | None = None
-        self._left = asyncio.Event()  # somebody left since it was cleared
 
     def learn(self, data: bytes, scope: Mapping[str, Any]) -> None:
         """Remember the head of a request if nothing in it is unusual.
@@ -129,12 +128,6 @@ class Express:
         except Exception:  # the way of all requests meets the same, and says so
             return None
 
-    async def emptied(self) -> None:
-        """Return when nobody is on the way any more."""
-        while self._rides:
-            self._left.clear()
-            await self._left.wait()
-
     def give_up(self, error: ServiceError) -> None:
         """End all who are on the way with an error."""
         for ride in list(self._rides):
@@ -143,7 +136,6 @@ class Express:
     def over(self, ride: Ride) -> None:
         """Forget a ride that is over."""
         del self._rides[ride]
-        self._left.set()
 
     def _expect(self, ride: Ride, seconds: float) -> None:
         """See to it that a ride ends in time: all have the same, so one alarm is enough, that of the oldest."""

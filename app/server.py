@@ -239,18 +239,11 @@ class Server(uvicorn.Server):
         self._service.refuse_new_work()
         loop = asyncio.get_running_loop()
         end = loop.time() + self._settings.drain_s
-        if tasks := self._unfinished():
-            await asyncio.wait(tasks, timeout=self._settings.drain_s)
+        if self.server_state.tasks:  # what has none is waited for with its connection
+            await asyncio.wait(set(self.server_state.tasks), timeout=self._settings.drain_s)
         self.config.timeout_graceful_shutdown = math.ceil(max(end - loop.time(), LAST_ANSWERS_S))
         self.should_exit = True
         self._opened.set()
-
-    def _unfinished(self) -> set[asyncio.Task[None]]:
-        """Return the tasks that end with the requests that are in flight."""
-        tasks = set(self.server_state.tasks)
-        if self._express:
-            tasks.add(asyncio.get_running_loop().create_task(self._express.emptied()))
-        return tasks
 
     def _digest(self) -> str | None:
         return self._service.digest
