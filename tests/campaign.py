@@ -31,6 +31,7 @@ class Row:
 ROWS = {
     "json": Row("100,000 tampered JSON bodies on every POST route", ("test_hostile_json.py",)),
     "files": Row("50,000 tampered image, npy and safetensors bodies", ("test_hostile_files.py",)),
+    "express": Row("20,000 tampered image files, by express and as all requests", ("test_express.py -k tampered",)),
     "bombs": Row("files built to cost far more than they weigh", ("test_hostile_pictures.py",)),
     "document": Row("the OpenAPI document, by schemathesis", ("test_document.py",)),
     "sockets": Row(

@@ -9,6 +9,7 @@ import logging
 import signal
 import socket
 import time
+from collections import Counter
 from contextlib import asynccontextmanager
 from functools import partial
 from types import SimpleNamespace
@@ -19,6 +20,7 @@ import pytest
 import uvicorn
 import uvloop
 from guard_fakes import Client
+from hostile_files import good_files, tampered
 from inside import Failures, Gate
 from service_pictures import jpeg, png
 
@@ -657,6 +659,36 @@ def test_the_end_of_the_process_waits_for_rides_and_tells_those_that_take_too_lo
             client.writer.transport.abort()
 
     play(scenario)
+
+
+@pytest.mark.parametrize("count", [500, pytest.param(20_000, marks=pytest.mark.slow)])
+@pytest.mark.usefixtures("takes_minutes")
+def test_tampered_files_get_the_same_answer_with_and_without_the_express(model, count, record_property):
+    files = [(kind, data) for kind, data in good_files(4) if "image/" in kind]
+    seen = Counter()
+
+    async def scenario():
+        async with serving(model) as running:
+            client = await running.connect()
+            for _, (kind, body) in zip(range(count), tampered(files, count), strict=False):
+                running.express._heads.clear()
+                data = post(body or b"\0", (f"Content-Type: {kind}",))
+                (status, _, first, _), (again, _, second, by_express) = [await running.ask(client, data) for _ in "12"]
+                assert status == again
+                assert status in (200, 400, 413)
+                seen[f"answered {status}"] += 1
+                seen["of them by express"] += by_express
+                if status == 200:
+                    assert first == second
+                else:
+                    assert json.loads(first)["detail"] == json.loads(second)["detail"]
+            assert seen["of them by express"] > 0.9 * seen["answered 200"] > 0  # some claim to be large
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(scenario())
+    record_property("files", count)
+    for name, value in sorted(seen.items()):
+        record_property(name, value)
 
 
 def test_an_idle_connection_ends_also_after_answers_by_express(model):
