@@ -264,6 +264,8 @@ class Batcher(Admission):
                 if (row_s := self._quick.get(op)) is None:
                     return None
                 most = max(1, min(most, int(TURN_S / max(row_s, 1e-9))))
+            if (free := len(self._threads) - len(self._running)) > 1 and self._lines[op].rows >= 2 * WORTH:
+                most = min(most, -(-self._lines[op].rows // free))  # so that another thread has its part
             batch = self._lines[op].cut(most)
             self._tidy(op)
             if batch:

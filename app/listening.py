@@ -13,6 +13,8 @@ from typing import Final
 EXIT_NO_PORT: Final = 3
 BACKLOG: Final = 2048  # connections that the kernel accepts ahead of us
 PAUSE_S: Final = 1.0  # without accepting, where there is no room for another open file
+AHEAD_S: Final = 0.002  # without accepting, where another process has fewer connections
+FEW: Final = 2  # that are accepted all the same after that time
 SPARE_FILES: Final = 128  # open files besides connections
 UNREAD: Final = 65_536  # bytes of a request that are read before its connection is refused
 log = logging.getLogger("vae")
@@ -50,6 +52,7 @@ class Acceptor:
         is_full: Callable[[int], bool] = lambda _: False,
         refusal: Callable[[], bytes] = bytes,
         patience_s: float = 0.0,
+        is_ahead: Callable[[int], bool] = lambda _: False,
     ) -> None:
         """Begin to accept, on the running loop.
 
@@ -60,9 +63,11 @@ class Acceptor:
                 be one too many.
             refusal: returns what one too many is told at its end.
             patience_s: how long one too many is left to other processes that accept from the same socket.
+            is_ahead: gets the same number as ``is_full``; says whether this process has more than its part, and
+                should leave the next ones to the others for a moment.
         """
         self._listener, self._protocol, self._patience_s = listener, protocol, patience_s
-        self._is_full, self._refusal = is_full, refusal
+        self._is_full, self._refusal, self._is_ahead = is_full, refusal, is_ahead
         self._loop = asyncio.get_running_loop()
         self._connecting: dict[asyncio.Task[object], Connection] = {}
         self._pause: asyncio.TimerHandle | None = None
@@ -89,15 +94,23 @@ class Acceptor:
         self._begin()
         self._accept(patient=False)
 
+    def _accept_few(self) -> None:
+        """Accept some whom nobody else has taken meanwhile."""
+        self._begin()
+        self._accept(at_least=FEW)
+
     def _stop_for(self, seconds: float, then: Callable[[], None]) -> None:
         self._loop.remove_reader(self._listener)
         if self._pause is not None:  # at the end, in the middle of an earlier one
             self._pause.cancel()
         self._pause = self._loop.call_later(seconds, then)
 
-    def _accept(self, patient: bool = True) -> None:
+    def _accept(self, patient: bool = True, at_least: int = 0) -> None:
         connecting = sum(one.transport is None for one in self._connecting.values())
-        for _ in range(BACKLOG):
+        for number in range(BACKLOG):
+            if patient and number >= at_least and self._is_ahead(connecting):
+                self._stop_for(AHEAD_S, self._accept_few)
+                return
             full = self._is_full(connecting)
             if full and patient and self._patience_s:
                 self._stop_for(self._patience_s, self._accept_all)

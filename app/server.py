@@ -157,7 +157,7 @@ class Server(uvicorn.Server):
         protocol = partial(guard, self.config, self.server_state, self.lifespan.state)
         for listener in sockets or ():
             patience_s = ANOTHER_S if self._crew else 0.0
-            acceptor = Acceptor(listener, protocol, self._is_full, self._refusal, patience_s)
+            acceptor = Acceptor(listener, protocol, self._is_full, self._refusal, patience_s, self._is_ahead)
             self.servers.append(acceptor)  # type: ignore[arg-type]  # what uvicorn needs of it
             if self._crew is None:
                 log.info("listening on %s", url(listener))
@@ -166,6 +166,9 @@ class Server(uvicorn.Server):
 
     def _is_full(self, connecting: int) -> bool:
         return len(self.server_state.connections) + connecting >= self._connections
+
+    def _is_ahead(self, connecting: int = 0) -> bool:
+        return self._crew is not None and self._crew.is_ahead(len(self.server_state.connections) + connecting)
 
     def _refusal(self) -> bytes:
         self.server_state.rejected("too_many_connections")
@@ -187,7 +190,8 @@ class Server(uvicorn.Server):
         await self._opened.wait()
 
     async def on_tick(self, counter: int) -> bool:
-        """Look ten times a second whether it is over."""
+        """Look ten times a second whether it is over; tell the other workers how many connections there are."""
+        self._is_ahead()
         if self._service.exit_status is not None:
             self.config.timeout_graceful_shutdown = math.ceil(LAST_ANSWERS_S)
             self.should_exit = True
@@ -195,6 +199,8 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """End all connections: what has arrived is read first, and who is cut is told so."""
+        if self._crew:
+            self._crew.accept_none()
         for server in self.servers:
             server.close()
         await asyncio.sleep(SETTLE_S)

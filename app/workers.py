@@ -30,6 +30,8 @@ from app.settings import Settings, read_api_keys
 EXIT_FAULT: Final = 70  # EX_SOFTWARE of sysexits.h
 MOST_DEATHS: Final = 10  # of workers in DEATHS_S seconds: more are no accident
 DEATHS_S: Final = 60.0
+LEAD: Final = 2  # connections by which a worker may be ahead of another one, or an eighth
+CLOSED: Final = -1
 PASSED_ON: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 READY, OPEN = b'"ready"\n', b"o"
 log = logging.getLogger("vae")
@@ -45,6 +47,7 @@ class Crew:
         pages: where all of them count.
         keys: the keys that open the service, read once for all.
         line: to the parent: says that it is ready, hears when to accept connections, and ends with the parent.
+        connections: of each worker, as it told last; ``CLOSED`` for one that accepts none.
     """
 
     index: int
@@ -52,10 +55,21 @@ class Crew:
     pages: mmap.mmap
     keys: tuple[bytes, ...]
     line: socket.socket
+    connections: memoryview
+
+    def is_ahead(self, own: int) -> bool:
+        """Tell the others how many connections this worker has; return whether it should leave the next to them."""
+        self.connections[self.index] = own
+        others = [held for i, held in enumerate(self.connections) if i != self.index and held != CLOSED]
+        return bool(others) and own >= min(others) + max(LEAD, min(others) // 8)
 
     def share(self, limit: int) -> int:
         """Return one worker's part of a limit of the service, rounded up."""
         return -(-limit // self.count)
+
+    def accept_none(self) -> None:
+        """Tell the others that this worker accepts no more connections."""
+        self.connections[self.index] = CLOSED
 
     def say_ready(self) -> None:
         """Tell the parent that requests can be answered."""
@@ -107,6 +121,7 @@ class _Parent:
     ) -> None:
         self._settings, self._count, self._work, self._listener, self._keys = settings, count, work, listener, keys
         self._pages = tally.shared(count)
+        self._connections = memoryview(mmap.mmap(-1, 8 * count)).cast("q")
         self._workers: dict[int, _Worker] = {}  # by process id
         self._deaths: deque[float] = deque(maxlen=MOST_DEATHS)
         self._missing: list[int] = []  # places that stay empty until the next reload
@@ -139,11 +154,12 @@ class _Parent:
 
     def _start(self, index: int) -> None:
         ours, theirs = socket.socketpair()
+        self._connections[index] = CLOSED
         signal.pthread_sigmask(signal.SIG_BLOCK, PASSED_ON)  # none may find this process's handlers in the worker
         pid = os.fork()
         if pid == 0:
             ours.close()
-            self._live(Crew(index, self._count, self._pages, self._keys, theirs))
+            self._live(Crew(index, self._count, self._pages, self._keys, theirs, self._connections))
         theirs.close()
         worker = self._workers[pid] = _Worker(index, pid, ours)
         self._selector.register(ours, selectors.EVENT_READ, worker)

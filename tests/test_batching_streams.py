@@ -151,3 +151,18 @@ def test_who_waits_for_a_quick_batch_is_told_when_the_batcher_ends():
             assert held.sizes == [2]
 
     play(scenario)
+
+
+@pytest.mark.parametrize(("rows", "sizes"), [(64, [32, 32]), (33, [17, 16]), (31, [31])])
+def test_threads_that_are_free_share_what_is_enough_for_each(rows, sizes):
+    async def scenario():
+        held = Held()
+        async with serving(max_batch=64, streams=2) as batcher:
+            task = asyncio.create_task(batcher.submit(held.op, np.arange(float(rows))))
+            while sum(held.sizes) < rows:
+                await asyncio.sleep(0.001)
+            assert held.sizes == sizes
+            held.gate.set()
+            assert np.array_equal((await task).rows[0], np.arange(rows) * 2)
+
+    play(scenario)

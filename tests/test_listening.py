@@ -11,6 +11,7 @@ import uvloop
 
 from app import listening
 from app.listening import Acceptor, Connection, listen
+from app.workers import CLOSED, LEAD, Crew
 
 COMING = 200
 
@@ -237,3 +238,48 @@ def test_one_too_many_here_is_left_to_whoever_has_room_and_else_refused(listener
     said = [until_end(caller) for caller in callers]
     assert said.count(b"hello") == min(COMING, sum(rooms))
     assert said.count(b"enough") == len(refused) == COMING - said.count(b"hello")
+
+
+@pytest.mark.parametrize("coming", [32, 1000])
+def test_connections_that_come_at_once_are_shared_evenly_among_processes(listener: socket.socket, coming: int) -> None:
+    callers, counts = connected(listener, coming), memoryview(bytearray(2 * 8)).cast("q")
+
+    async def live() -> None:
+        acceptors = [Acceptor(listener.dup(), *worker(counts, index)) for index in range(2)]
+        await asyncio.sleep(1.5)
+        assert sum(counts) == coming
+        assert max(counts) - min(counts) <= max(2 * LEAD, coming // 8)
+        for acceptor in acceptors:
+            acceptor.close()
+
+    asyncio.run(live())
+    assert greeted(callers) == coming
+
+
+@pytest.mark.parametrize("other", [0, CLOSED])
+def test_who_comes_is_accepted_though_the_other_process_stands_still(listener: socket.socket, other: int) -> None:
+    callers, counts = connected(listener, 100), memoryview(bytearray(2 * 8)).cast("q")
+    counts[1] = other
+
+    async def live() -> None:
+        acceptor = Acceptor(listener.dup(), *worker(counts, 0))
+        await asyncio.sleep(1)
+        acceptor.close()
+
+    asyncio.run(live())
+    assert greeted(callers) == 100
+
+
+def worker(counts: memoryview, index: int) -> tuple[object, ...]:
+    """Return what an acceptor of one worker is given: it counts its connections where the others see them."""
+    made = list[Greeter]()
+    crew = Crew(index, len(counts), *[None] * 3, counts)  # type: ignore[arg-type]
+
+    def greeter() -> Greeter:
+        made.append(Greeter())
+        return made[-1]
+
+    def is_ahead(connecting: int) -> bool:
+        return crew.is_ahead(sum(one.transport is not None for one in made) + connecting)
+
+    return greeter, lambda _: False, bytes, 0.0, is_ahead
