@@ -29,6 +29,11 @@ def resident(*pids: int) -> int:
     return sum(_status(pid, "VmRSS") for pid in pids or (os.getpid(),))
 
 
+def anonymous(*pids: int) -> int:
+    """Return those of them that are no part of a file."""
+    return sum(_status(pid, "RssAnon") for pid in pids or (os.getpid(),))
+
+
 def peak(*pids: int) -> int:
     """Return the most that processes held since their peaks were forgotten."""
     return sum(_status(pid, "VmHWM") for pid in pids or (os.getpid(),))

@@ -33,6 +33,7 @@ from crowds import Figures, Pictures, allow_files, assert_unharmed, memory_of
 from hostile_files import good_files, tampered
 from hostile_json import good_bodies, mutated
 from load_client import Answer, Outcome, Pool, closed_loop, one, request
+from procfs import anonymous, family
 from service_pictures import from_npy, npy
 from service_process import Server
 
@@ -49,6 +50,7 @@ RELOAD_S = 300
 SECTION_S = 20.0  # of one level of load
 COUNTS = (1, 4, 16, 64)  # of samples and of draws: so that every size of batch is used for the first time early
 LEVELS = (0.5, 1.0, 4.0, 1.0, 2.0)  # times the capacity
+COURSES = ("memory", "anonymous")  # that are told in the report
 SETTINGS = {"drain_delay_s": 0, "deadline_s": 5, "max_queue_items": 1024}
 
 Ask = tuple[bytes, Callable[[Answer], str | None]]
@@ -63,6 +65,7 @@ class Seen:
     seconds: list[float] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
     memory: list[tuple[float, int]] = field(default_factory=list)  # when, how much
+    anonymous: list[tuple[float, int]] = field(default_factory=list)  # of it, what is no part of a file
     checked: int = 0
     left: int = 0
 
@@ -174,21 +177,27 @@ def watch(server: Server, seen: Seen, stop: threading.Event, warm_up_s: float) -
         if stop.wait(max(0.0, begin + second - time.monotonic())):
             return
         seen.memory.append((time.monotonic() - begin, memory_of(server)))
+        seen.anonymous.append((time.monotonic() - begin, anonymous(*family(server.pid))))
         if second % RELOAD_S == 0 and second < RELOADING * warm_up_s:
             os.kill(server.pid, signal.SIGHUP)
+
+
+def lowest(memory: list[tuple[float, int]], after_s: float = 0.0) -> list[tuple[float, int]]:
+    """Return the lowest values of all whole stretches of ``LOWEST_OF`` seconds after a time."""
+    after = [one for one in memory if one[0] > after_s]
+    groups = [after[i : i + LOWEST_OF] for i in range(0, len(after) - LOWEST_OF + 1, LOWEST_OF)]
+    return [min(group, key=lambda one: one[1]) for group in groups]
 
 
 def slope_mb_h(memory: list[tuple[float, int]], warm_up_s: float) -> tuple[float, float]:
     """Return by how many megabytes an hour memory grows, and the standard error of that.
 
-    A line is fitted to the lowest values of all whole stretches of ``LOWEST_OF`` seconds after the warm-up.
+    A line is fitted to the lowest values after the warm-up.
     """
-    after = [one for one in memory if one[0] > warm_up_s]
-    groups = [after[i : i + LOWEST_OF] for i in range(0, len(after) - LOWEST_OF + 1, LOWEST_OF)]
-    lowest = [min(group, key=lambda one: one[1]) for group in groups]
-    if len(lowest) < 4:
+    found = lowest(memory, warm_up_s)
+    if len(found) < 4:
         return 0.0, math.inf
-    times, values = np.array(lowest, np.float64).T
+    times, values = np.array(found, np.float64).T
     line, covariance = np.polyfit(times / 3600, values / 1e6, 1, cov=True)
     return float(line[0]), math.sqrt(covariance[0, 0])
 
@@ -245,12 +254,18 @@ def soak(minutes: float, folder: Path) -> dict[str, object]:
         "highest memory after warm-up, MB": round(max(size for when, size in seen.memory if when > warm_up_s) / 1e6),
         "memory slope after warm-up, MB an hour": round(slope, 2),
         "its standard error": round(error, 2),
+        "of it anonymous memory, MB an hour": round(slope_mb_h(seen.anonymous, warm_up_s)[0], 2),
     }
     steady = slope + error < MAX_SLOPE_MB_H or minutes < LEAST_MINUTES
     passed = set(seen.statuses) <= ALLOWED and not seen.wrong and steady
-    by_minute = [round(value / 1e6, 1) for _, value in seen.memory[::60]]
     seconds = round(time.monotonic() - begin)
-    return {"passed": passed, "tests": 1, "seconds": seconds, "figures": figures, "memory, MB": by_minute}
+    courses = {f"lowest {name}, MB": course(values) for name, values in vars(seen).items() if name in COURSES}
+    return {"passed": passed, "tests": 1, "seconds": seconds, "figures": figures, **courses}
+
+
+def course(memory: list[tuple[float, int]]) -> list[tuple[int, float]]:
+    """Return the lowest values of the whole run, with their times in seconds, in MB."""
+    return [(round(when), round(value / 1e6, 2)) for when, value in lowest(memory)]
 
 
 def lines(result: dict) -> Iterator[str]:
@@ -271,7 +286,7 @@ def main() -> int:
         result = soak(given.minutes, Path(folder))
     given.report.write_text(json.dumps(result, indent=1) + "\n")
     if given.keep:
-        keep("soak", {name: value for name, value in result.items() if name != "memory, MB"})
+        keep("soak", {name: value for name, value in result.items() if not name.startswith("lowest ")})
     print(*lines(result), sep="\n")
     return 0 if result["passed"] else 1
 
