@@ -31,6 +31,7 @@ NAME = "openvino"
 ENCODER_SIZES = (1, 4, 8, 16, 32)
 DECODER_SIZES = (1, 8, 32)  # each costs 10 MiB, and single images are encoded more often than decoded
 SHARED = 8  # from this size on, streams share what is compiled; a third of the speed of a single row would be lost
+ALL, FIRST, LAST = slice(None), slice(0, 1), slice(-1, None)  # of a graph's outputs
 Value = Any  # openvino.Node, and also openvino.Output
 
 
@@ -78,7 +79,7 @@ class CompiledVAE(VAE):
         """
         nn.Module.__init__(self)
         self.config, self.likelihood, self.prior = vae.config, vae.likelihood, vae.prior
-        logits = isinstance(vae.likelihood, Bernoulli)
+        self._means = logits = isinstance(vae.likelihood, Bernoulli)
         self.graphs = (
             encoder
             or CompiledGraphs(partial(_encoder_graph, vae.encoder, vae.config.image_shape), streams, encoder_sizes),
@@ -99,7 +100,7 @@ class CompiledVAE(VAE):
 
     def decode(self, z: Tensor, precision: torch.dtype = torch.float32) -> Tensor:
         """Return the likelihood's raw parameters; ``precision`` as for :meth:`encode`."""
-        return torch.from_numpy(self.graphs[1](z.numpy())[0])
+        return torch.from_numpy(self.graphs[1](z.numpy(), FIRST)[0])
 
     def mean_images(self, z: NDArray[np.float32]) -> Columns:
         """Return the mean images of latents ``z (N, D)``, ``(N, C, H, W)`` in 0..1, as the only column.
@@ -107,8 +108,8 @@ class CompiledVAE(VAE):
         Torch computes the last elements of a tensor by other instructions than the rest, so that the rounding of a
         sigmoid would depend on how many rows there are; it is in the graph for that reason, as is that of sigma.
         """
-        output, *means = self.graphs[1](z)
-        return tuple(means) or (self.likelihood.mean(torch.from_numpy(output)).numpy(),)
+        (found,) = self.graphs[1](z, LAST)  # the sigmoid, where there is one
+        return (found if self._means else self.likelihood.mean(torch.from_numpy(found)).numpy(),)
 
     def use_only(self, sizes: Collection[int]) -> None:
         """Compute every batch by the graphs of these sizes, where any of them is left."""
@@ -135,16 +136,17 @@ class CompiledGraphs:
             for slot in zip(*pool.map(compiled_for_all, sizes), strict=True):
                 self._free.put(dict(zip(sizes, slot, strict=True)))
 
-    def __call__(self, rows: NDArray[np.float32]) -> Columns:
-        """Return the outputs for ``rows (n, …)``, in arrays of their own."""
-        slot, at, results = self._free.get(), 0, []
+    def __call__(self, rows: NDArray[np.float32], wanted: slice = ALL) -> Columns:
+        """Return those of the outputs that are ``wanted`` for ``rows (n, …)``, in arrays of their own."""
+        slot, at = self._free.get(), 0
         try:
+            columns = tuple(np.empty((len(rows), *shape), np.float32) for shape in slot[self.sizes[0]].shapes[wanted])
             for size in parts(len(rows), self.sizes):
-                results.append(slot[size].run(rows[at : at + size]))
+                slot[size].run(rows[at : at + size], wanted, [column[at : at + size] for column in columns])
                 at += size
         finally:
             self._free.put(slot)
-        return results[0] if len(results) == 1 else tuple(map(np.concatenate, zip(*results, strict=True)))
+        return columns
 
 
 class _Graph:
@@ -155,12 +157,14 @@ class _Graph:
         request.infer()  # outputs have their place after the first time
         self._input: NDArray[np.float32] = request.get_input_tensor().data
         self._outputs = [tensor.data for tensor in request.output_tensors]
+        self.shapes = [output.shape[1:] for output in self._outputs]
 
-    def run(self, rows: NDArray[np.float32]) -> Columns:
-        """Return the outputs for ``rows (n, …)``, with n at most the size of the graph."""
+    def run(self, rows: NDArray[np.float32], wanted: slice, columns: list[NDArray[np.float32]]) -> None:
+        """Write the ``wanted`` outputs for ``rows (n, …)`` to columns of n rows; n is at most the graph's size."""
         fill(self._input, rows)
         self._request.infer(share_outputs=True)
-        return tuple(output[: len(rows)].copy() for output in self._outputs)
+        for column, output in zip(columns, self._outputs[wanted], strict=True):
+            column[:] = output[: len(rows)]
 
 
 @lru_cache(maxsize=4096)

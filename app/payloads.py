@@ -27,6 +27,7 @@ __all__ = [
     "Normal",
     "NormalPair",
     "Posteriors",
+    "npy_parts",
     "parse_images",
     "read_kl",
     "read_latents",
@@ -73,9 +74,7 @@ def write_tensors(
     if form is Format.PNG:
         return write_png(tensors["images"], columns)
     if form is Format.NPY:
-        if "images" in tensors:
-            return _npy(tensors["images"])
-        return _npy(np.stack([tensors["mu"], tensors["sigma"]]) if "sigma" in tensors else tensors["mu"])
+        return b"".join(npy_parts(tensors))
     return safetensors.numpy.save({name: _as_sent(tensor) for name, tensor in tensors.items()})
 
 
@@ -126,10 +125,15 @@ def _png(pixels: NDArray[np.uint8]) -> bytes:
     return file.getvalue()
 
 
-def _npy(array: NDArray[Any]) -> bytes:
-    file = BytesIO()
-    np.lib.format.write_array(file, _float32(array), version=(1, 0), allow_pickle=False)
-    return file.getvalue()
+def npy_parts(tensors: Mapping[str, NDArray[Any]]) -> tuple[bytes, memoryview]:
+    """Return what ``write_tensors`` puts into a .npy file in two parts, so that a large array need not be copied."""
+    if "images" in tensors:
+        array = _float32(tensors["images"])
+    else:
+        array = _float32(np.stack([tensors["mu"], tensors["sigma"]]) if "sigma" in tensors else tensors["mu"])
+    head = BytesIO()
+    np.lib.format.write_array_header_1_0(head, np.lib.format.header_data_from_array_1_0(array))
+    return head.getvalue(), array.data.cast("B") if array.size else memoryview(b"")
 
 
 def _as_sent(tensor: NDArray[Any]) -> NDArray[Any]:
@@ -147,7 +151,7 @@ def _float32(tensor: NDArray[Any]) -> NDArray[np.float32]:
 def _check_finite(content: object) -> None:
     """Refuse NaN and infinity, which JSON would turn into null, wherever they stand."""
     if isinstance(content, _NUMBERS):
-        if not np.isfinite(content).all():
+        if np.size(content) and not (np.isfinite(np.max(content)) and np.isfinite(np.min(content))):
             raise ValueError("an answer holds a number that is not finite")
     elif isinstance(content, _SEVERAL):
         for part in content.values() if isinstance(content, Mapping) else content:

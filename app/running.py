@@ -109,7 +109,9 @@ def _shared(group: list[Piece], columns: Columns) -> Iterator[tuple[Piece, Colum
 
 
 def _finite(columns: Columns) -> bool:
-    return all(np.isfinite(column).all() for column in columns if np.issubdtype(column.dtype, np.inexact))
+    """Return whether all numbers are finite: NaN and infinities are the extremes of an array that has any."""
+    floats = (column for column in columns if column.size and np.issubdtype(column.dtype, np.inexact))
+    return all(np.isfinite(column.max()) and np.isfinite(column.min()) for column in floats)
 
 
 def _halves(group: list[Piece]) -> list[list[Piece]]:

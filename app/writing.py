@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from app.engine import Engine
 from app.errors import Unprocessable
 from app.negotiation import Format
-from app.payloads import write_tensors
+from app.payloads import npy_parts, write_tensors
 from app.threads import in_thread
 
 SMALL_ITEMS = 8  # up to here an answer is written on the event loop: a hop to a thread costs more
@@ -37,14 +38,34 @@ async def write(
         columns: images in a row of a contact sheet.
     """
 
-    def body() -> bytes:
+    def body() -> Sequence[bytes | memoryview]:
+        if chosen is Format.NPY:
+            return npy_parts(tensors)
         if chosen is Format.SAFETENSORS:
             _check_float32(tensors)
-        return write_tensors(chosen, tensors, fields=fields, columns=columns)
+        return (write_tensors(chosen, tensors, fields=fields, columns=columns),)
 
     content = body() if _is_small(chosen, tensors, columns) else await in_thread(None, body)
     seed = {"X-Seed": str(fields["seed"])} if fields and "seed" in fields else {}
-    return Response(content, headers={"Vary": "Accept", **seed, **(headers or {})}, media_type=chosen.media_type)
+    return Parts(content, {"Vary": "Accept", **seed, **(headers or {})}, chosen.media_type)
+
+
+class Parts(Response):
+    """An answer in parts that are sent as they are, without a copy of all of them together."""
+
+    def __init__(self, parts: Sequence[bytes | memoryview], headers: Mapping[str, str], media_type: str) -> None:
+        """Keep the parts, one or more."""
+        length = str(sum(map(len, parts)))
+        super().__init__(None, headers={"Content-Length": length, **headers}, media_type=media_type)
+        self._parts = parts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the answer."""
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        *first, last = self._parts
+        for part in first:
+            await send({"type": "http.response.body", "body": part, "more_body": True})
+        await send({"type": "http.response.body", "body": last})
 
 
 def _is_small(chosen: Format, tensors: Mapping[str, NDArray[Any]], columns: int | None) -> bool:
