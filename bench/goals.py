@@ -87,10 +87,11 @@ def _latency() -> list[Goal]:
 
 
 def _shares() -> list[Goal]:
-    over_http = ratio(closed(OURS, 32), limit("auto", "encode_png"))
+    over_http, by_crew = (ratio(closed(name, 32), limit("auto", "encode_png")) for name in (OURS, CREW))
     sheets = ratio(bulk("bulk", "sample png"), _naive_sheets)
     return [
         Goal("share of the in-process limit, one PNG a request, 32 connections", over_http, AT_LEAST, 0.7),
+        Goal("the same with two workers", by_crew, AT_LEAST, 0.7),
         Goal("share of the limit, `/encode` npy of 512", _share("encode"), AT_LEAST, 0.9),
         Goal("share of the limit, `/decode` npy of 512", _share("decode"), AT_LEAST, 0.9),
         Goal("`/sample?n=64` as PNG against naive FastAPI", sheets, AT_LEAST, 5),
