@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final
 
-LARGE: Final = 2_097_152  # bytes from which a block has pages of its own, which go when it is freed
+LARGE: Final = 262_144  # bytes from which a block has pages of its own, which go when it is freed
 SPARE: Final = 262_144  # free bytes that an arena keeps at its end
 TRIM_S: Final = 10.0  # seconds between two times that free pages are sent back, for some milliseconds of work
 _TRIM_THRESHOLD: Final = -1  # M_TRIM_THRESHOLD of <malloc.h>
@@ -50,8 +50,8 @@ async def trimmed_now_and_then() -> AsyncIterator[None]:
 
 async def _trim_for_ever(library: ctypes.CDLL) -> None:
     while True:
+        await asyncio.to_thread(library.malloc_trim, 0)  # first what the start has left
         await asyncio.sleep(TRIM_S)
-        await asyncio.to_thread(library.malloc_trim, 0)
 
 
 def _glibc() -> ctypes.CDLL | None:
