@@ -14,14 +14,13 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from contextvars import Context
-from typing import Any, Final
+from typing import Final
 from weakref import WeakKeyDictionary
 
-from numpy.typing import NDArray
-
 from app.admission import REFUSALS, Admission, Stay
+from app.blocks import Blocks
 from app.errors import Unavailable
-from app.lines import Answer, Columns, Line, Piece, Work, rows_of
+from app.lines import Answer, Columns, Line, Piece, Rows, Work, rows_of
 from app.monitor import Monitor, Silent
 from app.running import DeviceLost, Op, Outcomes, deliver, run_batch
 
@@ -31,7 +30,10 @@ SMALL_CAP_S: Final = 60.0  # how long the batch size that fitted into memory is 
 QUICK_S: Final = 0.001  # a row that took no longer may keep the event loop from its other work
 WORTH: Final = 16  # rows for which a thread is woken beside quick batches of fewer, which end before it has begun
 TURN_S: Final = 0.01  # of computing, after which the event loop turns to its connections
+UNTOLD: Final = 4  # batches, none of which completes an answer, of which the event loop is told together
 JOIN_S: Final = 5.0  # how long close() waits for a batch that is still running
+
+Done = tuple[list[Piece], Outcomes, float]  # a batch, what became of its rows, and the seconds that it took
 
 
 class Batcher(Admission):
@@ -63,8 +65,10 @@ class Batcher(Admission):
         self._on_death, self._quick_s = on_death, QUICK_S if at_once or on_loop else -math.inf
         self._on_loop, self._turn_due = on_loop, False
         self._open: set[Work] = set()  # submissions without an answer; the event loop's alone
-        self._changed = threading.Condition()  # guards the lines, and the next number
+        self._changed = threading.Condition()  # guards the lines, the memory of large answers, and the next number
         self._running: list[bool] = []  # of each batch in the threads whether it will be over in no time
+        self._blocks = Blocks()  # used with the lock
+        self._untold: list[Done] = []  # what the threads have computed and the event loop does not know yet
         self._lines: dict[Op, Line] = {}  # those in which somebody waits
         self._served: dict[str, int] = {}  # operation -> number of its latest batch
         self._quick = WeakKeyDictionary[Op, float]()  # those whose rows take no longer than ``_quick_s``: how long
@@ -87,7 +91,7 @@ class Batcher(Admission):
             if thread.ident is not None:
                 await asyncio.to_thread(thread.join, JOIN_S)
 
-    async def submit(self, op: Op, *columns: NDArray[Any], stay: Stay | None = None) -> Answer:
+    async def submit(self, op: Op, *columns: Rows, stay: Stay | None = None) -> Answer:
         """Return ``op.run`` of the columns, row for row, computed in company.
 
         Cancel the call to leave: rows that are in no batch by then are never computed.
@@ -104,9 +108,9 @@ class Batcher(Admission):
         """
         self._check_open()
         if not columns or len({len(column) for column in columns}) != 1 or not len(columns[0]):
-            raise ValueError(f"columns of one length above 0 are needed, got {[c.shape for c in columns]}")
+            raise ValueError(f"columns of one length above 0 are needed, got {[len(column) for column in columns]}")
         future: asyncio.Future[Answer] = self._loop.create_future()
-        work = Work(columns, future, stay)
+        work = Work(columns, future, stay, self._blocks.empty)
         self.begin(op, work)
         try:
             return await future
@@ -150,7 +154,7 @@ class Batcher(Admission):
         if cut is None:
             return
         try:
-            self._hand_over(*self._run(*cut))
+            self._hand_over([self._run(*cut)])
         except BaseException as error:
             self._die(error)
         if self._lines:
@@ -183,16 +187,17 @@ class Batcher(Admission):
         for work in list(self._open):
             work.settle(0, 0, Unavailable(REFUSALS[refusal], code=refusal))
 
-    def _hand_over(self, batch: list[Piece], outcomes: Outcomes, seconds: float) -> None:
+    def _hand_over(self, batches: list[Done]) -> None:
         """Count what was computed, and give it to whoever waits for it; on the event loop."""
-        rows = 0
-        for (work, start, stop), result in outcomes:
-            if work.stay is not None and not isinstance(result, Exception):
-                part = min(stop - start, work.stay.rows)
-                work.stay.rows -= part
-                rows += part
-        self._house.leave(0, rows)
-        deliver(batch, outcomes, seconds)
+        for batch, outcomes, seconds in batches:
+            rows = 0
+            for (work, start, stop), result in outcomes:
+                if work.stay is not None and not isinstance(result, Exception):
+                    part = min(stop - start, work.stay.rows)
+                    work.stay.rows -= part
+                    rows += part
+            self._house.leave(0, rows)
+            deliver(batch, outcomes, seconds)
 
     def _die(self, error: BaseException) -> None:
         if self.alive:
@@ -224,13 +229,29 @@ class Batcher(Admission):
             self._running.append(brief)
             if self._lines:  # there is more, and another thread may be free
                 self._changed.notify()
-        done = self._run(*cut)
+        done, told = self._run(*cut), list[Done]()
         with self._changed:
             self._running.remove(brief)
-        self._tell_loop(self._hand_over, *done)
+            self._untold.append(done)
+            if self._is_due(done[1]):
+                told, self._untold = self._untold, told
+        if told:
+            self._tell_loop(self._hand_over, told)
         return True
 
-    def _run(self, op: Op, batch: list[Piece]) -> tuple[list[Piece], Outcomes, float]:
+    def _is_due(self, outcomes: Outcomes) -> bool:
+        """Return whether the event loop is to be told now: an answer is whole, or has failed, or enough has come up.
+
+        Nobody waits for the other parts of a large answer, and each time that it is woken the event loop takes a core
+        from a batch. While there is more to compute there is a next time.
+        """
+        due = not self._lines or len(self._untold) >= UNTOLD
+        for (work, start, stop), result in outcomes:
+            work.computed += stop - start
+            due = due or work.computed == work.rows or isinstance(result, Exception)
+        return due
+
+    def _run(self, op: Op, batch: list[Piece]) -> Done:
         """Run a batch; return it, what became of its rows, and the seconds that it took."""
         started, rows = time.monotonic(), rows_of(batch)
         for work, start, _ in batch:
@@ -239,6 +260,7 @@ class Batcher(Admission):
                 self._monitor.queue_wait(op.name, work.queue_s)
         outcomes = run_batch(op, batch, self._remember_full)
         seconds = time.monotonic() - started
+        outcomes = [(piece, self._placed(piece, result)) for piece, result in outcomes]
         if rows == 1 or self._on_loop:
             if seconds <= rows * self._quick_s:
                 self._quick[op] = seconds / rows
@@ -247,6 +269,19 @@ class Batcher(Admission):
         self._monitor.batch(op.name, rows)
         self._monitor.device(op.name, seconds)
         return batch, outcomes, seconds
+
+    def _placed(self, piece: Piece, result: Columns | Exception | None) -> Columns | Exception | None:
+        """Put rows of a larger answer into their place, here where they are still near; return what is left of them."""
+        work, start, stop = piece
+        if result is None or isinstance(result, Exception) or stop - start == work.rows:
+            return result
+        try:
+            with self._changed:
+                work.make_room(result)
+            work.put(start, result)
+        except Exception as error:  # its batches have different shapes, or there is no memory for its rows together
+            return error
+        return None
 
     def _may_start(self) -> bool:
         """Return whether a batch may start: beside brief ones only where enough waits to be worth another thread."""

@@ -45,6 +45,10 @@ class ImageBatch(ABC):
         """Return the batch in pieces, in order, so that other requests get their turn while it is decoded."""
         return [self]
 
+    def undecoded(self, shape: Shape) -> "Pixels | None":
+        """Return the images as they are, where nothing else needs to be checked than their shape; errors as below."""
+        return None
+
     @abstractmethod
     def decode(self, shape: Shape, *, max_pixels: int, resize: bool = True) -> NDArray[np.float32]:
         """Return the images as ``(N, C, H, W)``, numbers in 0..1.
@@ -103,16 +107,38 @@ class _Array(ImageBatch):
     def __init__(self, array: NDArray[Any]) -> None:
         self.count, self._array = len(array) if array.ndim > 2 else 1, array
 
+    def undecoded(self, shape: Shape) -> "Pixels | None":
+        return Pixels(self._of_shape(shape)) if self._array.dtype == np.uint8 else None
+
     def decode(self, shape: Shape, *, max_pixels: int, resize: bool = True) -> NDArray[np.float32]:
-        array, plane = self._array, shape[0] == 1
-        if not (array.shape[1:] == shape or (plane and array.shape[-2:] == shape[1:] and array.ndim in (2, 3))):
-            raise Unprocessable(_wrong_shape("got images of", array, shape, "N, "), code="wrong_shape")
-        array = array.reshape(self.count, *shape)
+        array = self._of_shape(shape)
         if array.dtype == np.uint8:
             return np.ascontiguousarray(to_unit(array))
         images = to_float32(array)
         _check_range(images, "images", "body.images")
         return images
+
+    def _of_shape(self, shape: Shape) -> NDArray[Any]:
+        array, plane = self._array, shape[0] == 1
+        if not (array.shape[1:] == shape or (plane and array.shape[-2:] == shape[1:] and array.ndim in (2, 3))):
+            raise Unprocessable(_wrong_shape("got images of", array, shape, "N, "), code="wrong_shape")
+        return array.reshape(self.count, *shape)
+
+
+class Pixels:
+    """Bytes that become numbers in 0..1 when a batch takes them: a quarter of the memory, and not all of it at once."""
+
+    def __init__(self, pixels: NDArray[np.uint8]) -> None:
+        """Keep the bytes, ``(N, C, H, W)``."""
+        self._pixels = pixels
+
+    def __len__(self) -> int:
+        """Return N."""
+        return len(self._pixels)
+
+    def __getitem__(self, rows: slice) -> NDArray[np.float32]:
+        """Return some of the images as numbers."""
+        return to_unit(self._pixels[rows])
 
 
 class _Place:

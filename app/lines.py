@@ -5,6 +5,7 @@ Plain data without threads and locks; it knows no model, no HTTP, and never runs
 
 import time
 from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -14,6 +15,16 @@ from numpy.typing import NDArray
 from app.admission import Stay
 
 Columns = tuple[NDArray[Any], ...]
+
+
+class Rows(Protocol):
+    """An array ``(rows, …)``, or what gives a part of one when a batch takes it."""
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+
+    def __getitem__(self, rows: slice, /) -> NDArray[Any]:
+        """Return some of the rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,36 +52,68 @@ class Waiter(Protocol):
 class Work:
     """One submission on its way through one batch or several."""
 
-    __slots__ = ("columns", "cut", "device_s", "future", "missing", "out", "queue_s", "queued_at", "rows", "stay")
+    __slots__ = (
+        "columns",
+        "computed",
+        "cut",
+        "device_s",
+        "empty",
+        "future",
+        "missing",
+        "out",
+        "queue_s",
+        "queued_at",
+        "rows",
+        "stay",
+    )
 
-    def __init__(self, columns: Columns, future: Waiter, stay: Stay | None = None) -> None:
-        """Start waiting; columns are arrays ``(rows, …)``, ``stay`` is that of the request."""
-        self.columns, self.future, self.stay = columns, future, stay
+    def __init__(
+        self,
+        columns: Sequence[Rows],
+        future: Waiter,
+        stay: Stay | None = None,
+        empty: Callable[..., NDArray[Any]] = np.empty,
+    ) -> None:
+        """Start waiting.
+
+        Args:
+            columns: arrays ``(rows, …)``.
+            future: takes the answer.
+            stay: that of the request.
+            empty: gives memory, of a shape and type, for an answer that several batches compute.
+        """
+        self.columns, self.future, self.stay, self.empty = columns, future, stay, empty
         self.rows = self.missing = len(columns[0])  # missing: rows without an answer
-        self.cut = 0  # rows that went into a batch
+        self.cut = self.computed = 0  # rows that went into a batch; that came out of one
         self.out: Columns | None = None
         self.queued_at, self.queue_s, self.device_s = time.monotonic(), 0.0, 0.0
 
-    def settle(self, start: int, stop: int, result: Columns | Exception) -> None:
-        """Take rows ``start`` to ``stop`` of the answer, or the error that ends it; on the event loop."""
+    def make_room(self, part: Columns) -> None:
+        """Have room for the whole answer, of which a batch has computed ``part``; in one thread at a time."""
+        if self.out is None:
+            self.out = tuple(self.empty((self.rows, *column.shape[1:]), column.dtype) for column in part)
+
+    def put(self, start: int, part: Columns) -> None:
+        """Put what a batch has computed into the answer, from row ``start`` on; in any thread, as there is room."""
+        assert self.out is not None
+        for whole, column in zip(self.out, part, strict=True):
+            whole[start : start + len(column)] = column
+
+    def settle(self, start: int, stop: int, result: Columns | Exception | None) -> None:
+        """Take rows ``start`` to ``stop`` of the answer, or the error that ends it; on the event loop.
+
+        ``None`` where they are in their place already.
+        """
         if self.future.done():
             return
         if isinstance(result, Exception):
             self.future.set_exception(result)
             return
-        if stop - start == self.rows:
+        if result is not None:
             self.out = result
-        else:
-            self._fill(start, stop, result)
         self.missing -= stop - start
         if self.out is not None and not self.missing:
             self.future.set_result(Answer(self.out, self.queue_s, self.device_s))
-
-    def _fill(self, start: int, stop: int, part: Columns) -> None:
-        if self.out is None:
-            self.out = tuple(np.empty((self.rows, *column.shape[1:]), column.dtype) for column in part)
-        for whole, column in zip(self.out, part, strict=True):
-            whole[start:stop] = column
 
 
 class Piece(NamedTuple):

@@ -24,6 +24,8 @@ from app.direct import DirectRoute, Handler
 from app.engine import Engine
 from app.errors import ContentTooLarge, DeadlineExceeded, PreconditionFailed, QueueFull, Unprocessable
 from app.images_in import LIGHT_PIXELS, check_pixels
+from app.lines import Rows
+from app.negotiation import NPY
 from app.payloads import ImageBatch, parse_images
 from app.problems import Departed
 from app.service import Call, Service
@@ -241,13 +243,20 @@ async def images_of(request: Request, draws: int = 1) -> ImageBatch:
     owner = service_of(request)
     body, engine = await read_body(request)
     most, shape, kind = owner.settings.max_items, engine.image_shape, content_type(request)
-    batch = await offload(request, lambda: parse_images(body, kind, max_items=most, shape=shape))
+
+    def parse() -> ImageBatch:
+        return parse_images(body, kind, max_items=most, shape=shape)
+
+    batch = parse() if kind == NPY else await offload(request, parse)  # of an array there is only the header to read
     check_draws(batch.count, draws, owner)
     return batch
 
 
-async def decoded(request: Request, call: Call, batch: ImageBatch, resize: str) -> NDArray[np.float32]:
+async def decoded(request: Request, call: Call, batch: ImageBatch, resize: str) -> Rows:
     """Return the images of a request that has been let in, ``x (N, C, H, W)`` in 0..1.
+
+    Bytes of arrays become numbers in the threads that compute, as each batch takes its part; but not beside a GPU,
+    which has but one such thread.
 
     Args:
         request: its body held the images.
@@ -261,6 +270,9 @@ async def decoded(request: Request, call: Call, batch: ImageBatch, resize: str) 
     """
     settings, shape = service_of(request).settings, call.engine.image_shape
     limit = settings.max_pixels
+
+    if call.engine.device == "cpu" and (pixels := batch.undecoded(shape)) is not None:
+        return pixels
 
     def decode(part: ImageBatch) -> NDArray[np.float32]:
         return part.decode(shape, max_pixels=limit, resize=resize != "never")

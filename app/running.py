@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from app.errors import InternalError
 from app.lines import Columns, Piece, rows_of
 
-Outcomes = list[tuple[Piece, Columns | Exception]]
+Outcomes = list[tuple[Piece, Columns | Exception | None]]  # None: the rows are in their place already
 
 
 class DeviceLost(Exception):
@@ -127,7 +127,4 @@ def deliver(batch: list[Piece], outcomes: Outcomes, seconds: float) -> None:
     for piece in batch:
         piece.work.device_s += seconds
     for (work, start, stop), result in outcomes:
-        try:
-            work.settle(start, stop, result)
-        except Exception as error:  # its batches have different shapes, or there is no memory for its rows together
-            work.settle(start, stop, error)
+        work.settle(start, stop, result)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,6 +24,7 @@ from app.batching import Batcher, Columns, Op, Stay
 from app.cores import usable_cores
 from app.engine import Engine
 from app.errors import Unavailable
+from app.lines import Rows
 from app.metrics import Metrics
 from app.settings import Settings, SettingsError
 from app.summaries import kl_to_standard_normal, mean_and_error, summarize
@@ -57,7 +58,7 @@ class Call:
     stay: Stay
     timing: Timing = field(default_factory=Timing)
 
-    async def run(self, op: Op, *columns: Array) -> Columns:
+    async def run(self, op: Op, *columns: Rows) -> Columns:
         """Return the rows of ``op``, computed in company with other requests."""
         answer = await self.batcher.submit(op, *columns, stay=self.stay)
         self.timing.queue_s += answer.queue_s
@@ -229,7 +230,7 @@ class Service:
         self.exit_status = EXIT_DEVICE_LOST
 
 
-async def encode(call: Call, x: Array, draws: int = 0, seed: int = 0) -> dict[str, Array]:
+async def encode(call: Call, x: Rows, draws: int = 0, seed: int = 0) -> dict[str, Array]:
     """Return ``mu`` and ``sigma``, ``(N, D)``, of images ``x (N, C, H, W)``; with draws also ``z (N, draws, D)``."""
     mu, sigma, kl = await call.run(call.engine.encode, x)
     call.metrics.observe_posterior_kl(kl)
@@ -258,13 +259,13 @@ async def sample(call: Call, count: int, seed: int, temperature: float) -> tuple
     return z, images
 
 
-async def reconstruct(call: Call, x: Array) -> Array:
+async def reconstruct(call: Call, x: Rows) -> Array:
     """Return ``decode(mu)`` of images ``x (N, C, H, W)``."""
     mu, _, _ = await call.run(call.engine.encode, x)
     return await decode(call, mu)
 
 
-async def posterior_kl(call: Call, x: Array, samples: int, seed: int) -> dict[str, Array]:
+async def posterior_kl(call: Call, x: Rows, samples: int, seed: int) -> dict[str, Array]:
     """Return ``KL[q(z|x) || p(z)]`` of each image in nats as ``kl (N,)``, float64.
 
     In closed form with its parts, ``per_dimension (N, D)``; where the prior has none, by ``samples`` draws an image
@@ -279,14 +280,14 @@ async def posterior_kl(call: Call, x: Array, samples: int, seed: int) -> dict[st
     return {"kl": kl, "standard_error": error}
 
 
-async def score(call: Call, x: Array, samples: int, seed: int) -> dict[str, Array]:
+async def score(call: Call, x: Rows, samples: int, seed: int) -> dict[str, Array]:
     """Return the fields of ``/score`` for images ``x (N, C, H, W)``, ``(N,)`` each, by ``samples`` draws an image."""
     mu, sigma, _ = await call.run(call.engine.encode, x)
     log_likelihood, ratio = await _drawn(call, call.engine.weigh, (x, mu, sigma), samples, seed)
     return summarize(call.engine, mu, sigma, log_likelihood, ratio)
 
 
-async def _drawn(call: Call, op: Op, columns: Columns, samples: int, seed: int) -> Columns:
+async def _drawn(call: Call, op: Op, columns: Sequence[Rows], samples: int, seed: int) -> Columns:
     """Return the columns of ``op`` for ``samples`` draws of each image, ``(N, samples)`` each.
 
     ``columns`` have a row an image; the noise of image i depends on the seed and i alone.
@@ -296,7 +297,8 @@ async def _drawn(call: Call, op: Op, columns: Columns, samples: int, seed: int) 
     room = asyncio.Semaphore(IMAGES_SCORED_AT_ONCE)
 
     async def draw(i: int) -> Columns:
-        repeated = (np.broadcast_to(column[i], (samples, *column.shape[1:])) for column in columns)
+        rows = (column[i : i + 1] for column in columns)
+        repeated = (np.broadcast_to(row, (samples, *row.shape[1:])) for row in rows)
         async with room:
             return await call.run(op, *repeated, epsilon[i])
 

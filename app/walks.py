@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from app.engine import Engine
 from app.errors import NotFound
+from app.lines import Rows
 from app.service import Call, decode
 from app.walks_in import Interpolation, Traversal
 from model import walk
@@ -19,7 +20,7 @@ from model import walk
 Array = NDArray[Any]
 
 
-async def interpolate(call: Call, asked: Interpolation, x: Array | None = None) -> dict[str, Array]:
+async def interpolate(call: Call, asked: Interpolation, x: Rows | None = None) -> dict[str, Array]:
     """Return ``images`` and ``z (steps, D)`` of an interpolation.
 
     Where its ends are images they are given as ``x (2, C, H, W)``.

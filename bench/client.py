@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 HOST = "127.0.0.1"
 TIMEOUT_S = 30.0
 MOST_CONNECTIONS = 512  # of the open loop; `select` takes no more than 1024
-RECEIVE_BYTES = 1 << 20
+RECEIVE_BYTES = 1 << 16  # at first; what is longer gets a longer buffer
 
 
 @dataclass
@@ -47,7 +47,7 @@ class Connection:
         self.socket = socket.create_connection((HOST, port), timeout=TIMEOUT_S)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.start = 0.0
-        self._got, self._needed = bytearray(), 0
+        self._buffer, self._got, self._head, self._needed = bytearray(RECEIVE_BYTES), 0, 0, 0
 
     def fileno(self) -> int:
         """Return the socket's number, for ``select``."""
@@ -55,35 +55,38 @@ class Connection:
 
     def send(self, request: bytes) -> None:
         """Send a whole request."""
+        self._got = self._needed = 0
         self.socket.sendall(request)
 
-    def receive(self) -> tuple[int, bytes] | None:
-        """Receive once; return status and body where the answer is whole now.
+    def receive(self) -> int | None:
+        """Receive once, into memory that is used again for the next answer; return its status where it is whole now.
 
         Raises:
             ConnectionError: the server has hung up.
         """
-        data = self.socket.recv(RECEIVE_BYTES)
-        if not data:
+        received = self.socket.recv_into(memoryview(self._buffer)[self._got :])
+        if not received:
             raise ConnectionError("the server has closed the connection")
-        self._got += data
+        self._got += received
         if not self._needed:
-            head, found, _ = bytes(self._got[:16384]).partition(b"\r\n\r\n")
+            head, found, _ = bytes(self._buffer[: min(self._got, 16384)]).partition(b"\r\n\r\n")
             if not found:
                 return None
-            self._needed = len(head) + 4 + _content_length(head)
-        if len(self._got) < self._needed:
-            return None
-        answer = bytes(self._got)
-        self._got, self._needed = bytearray(), 0
-        return int(answer[9:12]), answer[answer.index(b"\r\n\r\n") + 4 :]
+            self._head = len(head) + 4
+            self._needed = self._head + _content_length(head)
+            self._buffer += bytes(max(0, self._needed - len(self._buffer)))
+        return int(self._buffer[9:12]) if self._got >= self._needed else None
+
+    def wait(self) -> int:
+        """Return the status of the answer when it is whole."""
+        while (status := self.receive()) is None:
+            pass
+        return status
 
     def ask(self, request: bytes) -> tuple[int, bytes]:
         """Return status and body of the answer to a request."""
         self.send(request)
-        while (answer := self.receive()) is None:
-            pass
-        return answer
+        return self.wait(), bytes(self._buffer[self._head : self._needed])
 
     def close(self) -> None:
         """Hang up."""
@@ -113,11 +116,11 @@ def closed_loop(port: int, requests: Sequence[bytes], connections: int, seconds:
         while busy:
             for number, _ in poll.poll(TIMEOUT_S):
                 connection = by_number[number]
-                if (answer := connection.receive()) is None:
+                if (status := connection.receive()) is None:
                     continue
                 now = time.perf_counter()
                 times.latencies.append(now - connection.start)
-                times.errors += answer[0] != 200
+                times.errors += status != 200
                 if now - begin < seconds:
                     connection.start = now
                     connection.send(requests[sent % len(requests)])
@@ -139,7 +142,8 @@ def closed_threads(port: int, requests: Sequence[bytes], connections: int, secon
     def work(first: int) -> None:
         connection, sent = Connection(port), first
         while (start := time.perf_counter()) - begin < seconds:
-            status, _ = connection.ask(requests[sent % len(requests)])
+            connection.send(requests[sent % len(requests)])
+            status = connection.wait()
             sent += 1
             with lock:
                 times.latencies.append(time.perf_counter() - start)
@@ -176,9 +180,9 @@ def open_loop(port: int, requests: Sequence[bytes], rate: float, seconds: float,
         pause = max(0.0, schedule[0] - time.perf_counter()) if idle else TIMEOUT_S
         ready, _, _ = select.select(waiting, (), (), pause)
         for connection in ready:
-            if (answer := connection.receive()) is not None:
+            if (status := connection.receive()) is not None:
                 times.latencies.append(time.perf_counter() - connection.start)
-                times.errors += answer[0] != 200
+                times.errors += status != 200
                 waiting.discard(connection)
                 free.append(connection)
         if not ready and pause == TIMEOUT_S:

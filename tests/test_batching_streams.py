@@ -8,7 +8,8 @@ import pytest
 from batching_fakes import SAFETY_S, Held, column, play, serving
 
 from app import batching
-from app.batching import WORTH
+from app.batching import WORTH, Op
+from app.errors import InternalError
 
 
 @pytest.fixture(autouse=True)
@@ -164,5 +165,74 @@ def test_threads_that_are_free_share_what_is_enough_for_each(rows, sizes):
             assert held.sizes == sizes
             held.gate.set()
             assert np.array_equal((await task).rows[0], np.arange(rows) * 2)
+
+    play(scenario)
+
+
+def counted(batcher, monkeypatch):
+    """Return a list that grows by the batches of which the event loop is told, each time that it is told of any."""
+    told, hand_over = [], batcher._hand_over
+
+    def count(batches):
+        told.append(len(batches))
+        hand_over(batches)
+
+    monkeypatch.setattr(batcher, "_hand_over", count)
+    return told
+
+
+def test_the_loop_is_told_of_few_batches_of_a_large_answer_and_of_its_last_one_at_once(monkeypatch):
+    async def scenario():
+        async with serving(max_batch=8) as batcher:
+            told = counted(batcher, monkeypatch)
+            x = np.arange(8.0 * 11)
+            answer = await batcher.submit(Op("op", lambda x: (x * 2, np.stack([x, -x], 1))), x)
+            np.testing.assert_array_equal(answer.rows[0], x * 2)
+            np.testing.assert_array_equal(answer.rows[1], np.stack([x, -x], 1))
+            assert told == [4, 4, 3]
+            assert batcher._house.rows == batcher._house.items == 0
+
+    play(scenario)
+
+
+def test_an_answer_that_is_whole_does_not_wait_for_a_large_one(monkeypatch):
+    async def scenario():
+        async with serving(max_batch=8) as batcher:
+            told, held = counted(batcher, monkeypatch), Held()
+            large = asyncio.create_task(batcher.submit(held.op, np.arange(8.0 * 5)))
+            await asyncio.to_thread(held.running.wait, SAFETY_S)
+            small = asyncio.create_task(batcher.submit(held.op, column(3)))
+            await asyncio.sleep(0)
+            held.gate.set()
+            assert (await small).rows[0].tolist() == [6]
+            assert told[0] == 2
+            assert not large.done()
+            assert (await large).rows[0].tolist() == (2 * np.arange(40.0)).tolist()
+
+    play(scenario)
+
+
+def test_an_error_in_the_middle_of_a_large_answer_is_told_at_once(monkeypatch):
+    async def scenario():
+        async with serving(max_batch=8) as batcher:
+            told = counted(batcher, monkeypatch)
+            op = Op("op", lambda x: (np.where(x == 12, np.nan, x),))
+            with pytest.raises(InternalError):
+                await batcher.submit(op, np.arange(8.0 * 5))
+            assert told[0] == 2
+            assert batcher._house.rows == batcher._house.items == 0
+
+    play(scenario)
+
+
+def test_streams_put_their_parts_of_many_large_answers_where_they_belong():
+    async def scenario():
+        async with serving(max_batch=4, streams=3) as batcher:
+            op = Op("op", lambda x: (x + 1, np.repeat(x[:, None], 3, 1)))
+            columns = [np.arange(float(count)) + 1_000 * count for count in range(1, 60)]
+            answers = await asyncio.gather(*(batcher.submit(op, x) for x in columns))
+            for x, answer in zip(columns, answers, strict=True):
+                np.testing.assert_array_equal(answer.rows[0], x + 1)
+                np.testing.assert_array_equal(answer.rows[1], np.repeat(x[:, None], 3, 1))
 
     play(scenario)

@@ -90,6 +90,30 @@ def test_every_form_gives_the_same_images(shape: Shape) -> None:
         np.testing.assert_array_equal(got, unit)
 
 
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_bytes_of_an_array_are_left_as_they_are_until_rows_are_taken(order: Any) -> None:
+    pixels = np.asarray(noise(5, *COLOR), order=order)
+    for body, kind in ((npy(pixels), NPY), (safetensors.numpy.save({"images": pixels.copy("C")}), SAFETENSORS)):
+        rows = parse_images(body, kind).undecoded(COLOR)
+        assert rows is not None
+        assert len(rows) == 5
+        for part in (slice(0, 5), slice(1, 4), slice(4, 5)):
+            assert rows[part].dtype == np.float32
+            np.testing.assert_array_equal(rows[part], to_unit(pixels[part]))
+
+
+def test_what_has_to_be_decoded_or_checked_is_not_left_as_it_is() -> None:
+    pixels = noise(2, *GREY)
+    for body, kind in (
+        (file_of(pixels[0]), "image/png"),
+        (npy(to_unit(pixels)), NPY),
+        (as_json([base64_of(file_of(pixels[0]))]), JSON),
+    ):
+        assert parse_images(body, kind).undecoded(GREY) is None
+    with pytest.raises(Unprocessable, match=r"shape \(2, 1, 28, 28\)"):
+        parse_images(npy(pixels), NPY).undecoded(COLOR)
+
+
 @pytest.mark.parametrize(("kind", "content_type"), [("PNG", "image/png"), ("JPEG", "image/jpeg"), ("PNG", None)])
 def test_single_file_is_one_image_prepared_like_a_training_image(kind: str, content_type: str | None) -> None:
     body = file_of(noise(3, 50, 70), kind)

@@ -205,7 +205,8 @@ def test_poisoned_items_fail_alone_in_five_thousand_batches(requests, max_batch,
     poisoned_items_fail_alone(requests, max_batch, streams)
 
 
-def test_no_memory_for_the_rows_of_an_answer_fails_that_answer_alone(monkeypatch):
+@pytest.mark.parametrize("broken", ["make_room", "put"])
+def test_no_memory_for_the_rows_of_an_answer_fails_that_answer_alone(monkeypatch, broken):
     def full(*_):
         raise MemoryError
 
@@ -220,5 +221,5 @@ def test_no_memory_for_the_rows_of_an_answer_fails_that_answer_alone(monkeypatch
                 await large
             assert (await small).rows[0] == [6]
 
-    monkeypatch.setattr(Work, "_fill", full)
+    monkeypatch.setattr(Work, broken, full)
     play(scenario)

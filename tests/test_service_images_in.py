@@ -224,3 +224,13 @@ def test_encode_tells_mu_and_a_positive_sigma_of_every_latent(
     assert mu.shape == sigma.shape == (len(strokes), latent_dim)
     assert np.isfinite(mu).all()
     assert (sigma > 0).all()
+
+
+@pytest.mark.parametrize("path", ["/encode", "/reconstruct", "/kl?seed=1", "/score?seed=1&samples=5"])
+@pytest.mark.parametrize("count", [3, 150])
+def test_bytes_of_many_images_give_what_their_numbers_give(http: httpx.Client, path: str, count: int) -> None:
+    pixels = np.random.default_rng(count).integers(0, 256, (count, 28, 28), np.uint8)
+    unit = pixels.astype(np.float32) / np.float32(255)
+    answers = [http.post(path, content=npy(x), headers=NPY).json() for x in (pixels, unit, np.asfortranarray(pixels))]
+    assert answers[0] == answers[1] == answers[2]
+    assert len(next(value for value in answers[0].values() if isinstance(value, list))) == count
