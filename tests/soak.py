@@ -41,12 +41,12 @@ from tests.campaign import ROOT, keep
 
 ALLOWED = {200, 400, 413, 422, 429, 503, 504}
 MAX_SLOPE_MB_H = 1.0
-WARM_UP_S = 1500.0  # after which memory counts; of a shorter run 0.4
+WARM_UP_S = 600.0  # after which memory counts; of a shorter run 0.4
 RELOADING = 0.5  # of the warm-up, in which the weights are loaded anew
 LEAST_MINUTES = 60  # with fewer the slope says nothing about an hour
 LOWEST_OF = 140  # seconds, somewhat more than a round: memory breathes with the load
 REST_S = 15.0  # at the end of a round: what is free goes back meanwhile, and what is left can be compared
-RELOAD_S = 300
+RELOAD_S = 150
 SECTION_S = 20.0  # of one level of load
 COUNTS = (1, 4, 16, 64)  # of samples and of draws: so that every size of batch is used for the first time early
 LEVELS = (0.5, 1.0, 4.0, 1.0, 2.0)  # times the capacity
@@ -171,14 +171,14 @@ async def leave(pool: Pool, data: bytes, seen: Seen) -> None:
 
 
 def watch(server: Server, seen: Seen, stop: threading.Event, warm_up_s: float) -> None:
-    """Write the memory down once a second, and at the start reload the weights every five minutes."""
+    """Write the memory down once a second, and at the start reload the weights now and then."""
     begin = time.monotonic()
     for second in itertools.count(1):
         if stop.wait(max(0.0, begin + second - time.monotonic())):
             return
         seen.memory.append((time.monotonic() - begin, memory_of(server)))
         seen.anonymous.append((time.monotonic() - begin, anonymous(*family(server.pid))))
-        if second % RELOAD_S == 0 and second < RELOADING * warm_up_s:
+        if second % RELOAD_S == 0 and second <= RELOADING * warm_up_s:
             os.kill(server.pid, signal.SIGHUP)
 
 
