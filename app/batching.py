@@ -154,7 +154,10 @@ class Batcher(Admission):
         if cut is None:
             return
         try:
-            self._hand_over([self._run(*cut)])
+            done = self._run(*cut)
+            with self._changed:
+                told = self._due(done, at_once=True)
+            self._hand_over(told)
         except BaseException as error:
             self._die(error)
         if self._lines:
@@ -229,27 +232,27 @@ class Batcher(Admission):
             self._running.append(brief)
             if self._lines:  # there is more, and another thread may be free
                 self._changed.notify()
-        done, told = self._run(*cut), list[Done]()
+        done = self._run(*cut)
         with self._changed:
             self._running.remove(brief)
-            self._untold.append(done)
-            if self._is_due(done[1]):
-                told, self._untold = self._untold, told
+            told = self._due(done)
         if told:
             self._tell_loop(self._hand_over, told)
         return True
 
-    def _is_due(self, outcomes: Outcomes) -> bool:
-        """Return whether the event loop is to be told now: an answer is whole, or has failed, or enough has come up.
+    def _due(self, done: Done, at_once: bool = False) -> list[Done]:
+        """Return what the event loop is to be told now: nothing until an answer is whole or failed, or enough came up.
 
         Nobody waits for the other parts of a large answer, and each time that it is woken the event loop takes a core
         from a batch. While there is more to compute there is a next time.
         """
-        due = not self._lines or len(self._untold) >= UNTOLD
-        for (work, start, stop), result in outcomes:
+        self._untold.append(done)
+        due = at_once or not self._lines or len(self._untold) >= UNTOLD
+        for (work, start, stop), result in done[1]:
             work.computed += stop - start
             due = due or work.computed == work.rows or isinstance(result, Exception)
-        return due
+        told, self._untold = (self._untold, []) if due else ([], self._untold)
+        return told
 
     def _run(self, op: Op, batch: list[Piece]) -> Done:
         """Run a batch; return it, what became of its rows, and the seconds that it took."""

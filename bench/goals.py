@@ -20,6 +20,7 @@ from bench.rows import (
     closed,
     limit,
     ratio,
+    share,
     spread,
 )
 
@@ -92,8 +93,8 @@ def _shares() -> list[Goal]:
     return [
         Goal("share of the in-process limit, one PNG a request, 32 connections", over_http, AT_LEAST, 0.7),
         Goal("the same with two workers", by_crew, AT_LEAST, 0.7),
-        Goal("share of the limit, `/encode` npy of 512", _share("encode"), AT_LEAST, 0.9),
-        Goal("share of the limit, `/decode` npy of 512", _share("decode"), AT_LEAST, 0.9),
+        Goal("share of the limit, `/encode` npy of 512", share("encode"), AT_LEAST, 0.9),
+        Goal("share of the limit, `/decode` npy of 512", share("decode"), AT_LEAST, 0.9),
         Goal("`/sample?n=64` as PNG against naive FastAPI", sheets, AT_LEAST, 5),
     ]
 
@@ -103,10 +104,6 @@ def _costs() -> list[Goal]:
         Goal("memory of all processes, loaded", lambda one: one[OURS]["memory_mib"], AT_MOST, 450, "MiB"),
         Goal("start to ready", lambda one: one[OURS]["start_s"], AT_MOST, 3, "s"),
     ]
-
-
-def _share(kind: str) -> Pick:
-    return ratio(bulk("bulk", f"{kind} npy"), limit("auto", kind))
 
 
 def _over(name: str, connections: int, peers: Pick) -> Pick:

@@ -1,7 +1,8 @@
 """The limit: what the machine's cores give inside a process, with the service's own engine and no HTTP.
 
 ``python -m bench.limit`` prints images per second as JSON. As many streams as cores, once as threads of one process
-(which share its interpreter lock) and once as processes; the better of both is the limit.
+(which share its interpreter lock) and once as processes; the better of both is the limit. With ``--asked`` it answers
+lines on standard input, ``KIND SIZE SECONDS``, with the rate of threads: for whoever measures something else in turn.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ import json
 import multiprocessing
 import os
 import queue
+import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -77,17 +79,27 @@ def process(precision: str, kind: str, size: int, seconds: float, start: Any, re
 def as_threads(precision: str, kinds: list[tuple[str, int]], count: int, seconds: float) -> dict[str, float]:
     """Return images per second of ``count`` threads, by kind and size."""
     engine = loading.load(Settings(precision=precision))
-    rates = {}
-    for kind, size in kinds:
-        start, results = threading.Barrier(count), queue.SimpleQueue[float]()
-        arguments = (calls(engine, kind, size), size, seconds, start, results)
-        threads = [threading.Thread(target=stream, args=arguments) for _ in range(count)]
-        for thread in threads:
-            thread.start()
-        rates[f"{kind}_{size}"] = sum(results.get() for _ in threads)
-        for thread in threads:
-            thread.join()
-    return rates
+    return {f"{kind}_{size}": together(calls(engine, kind, size), size, count, seconds) for kind, size in kinds}
+
+
+def together(call: Call, size: int, count: int, seconds: float) -> float:
+    """Return images per second of ``count`` threads that call at the same time."""
+    start, results = threading.Barrier(count), queue.SimpleQueue[float]()
+    threads = [threading.Thread(target=stream, args=(call, size, seconds, start, results)) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    rate = sum(results.get() for _ in threads)
+    for thread in threads:
+        thread.join()
+    return rate
+
+
+def answer(precision: str, count: int, asked: Iterable[str]) -> Iterator[float]:
+    """Yield the rate that each line asks for."""
+    engine = loading.load(Settings(precision=precision))
+    for line in asked:
+        kind, size, seconds = line.split()
+        yield together(calls(engine, kind, int(size)), int(size), count, float(seconds))
 
 
 def as_processes(precision: str, kinds: list[tuple[str, int]], count: int, seconds: float) -> dict[str, float]:
@@ -116,7 +128,12 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1.0, help="for each figure")
     parser.add_argument("--streams", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--kinds", default=",".join(KINDS))
+    parser.add_argument("--asked", action="store_true", help="answer lines on standard input")
     options = parser.parse_args()
+    if options.asked:
+        for rate in answer(options.precision, options.streams, sys.stdin):
+            print(rate, flush=True)
+        return
     kinds = [(kind, size) for kind in options.kinds.split(",") for size in SIZES[kind]]
     arguments = (options.precision, kinds, options.streams, options.seconds)
     results: dict[str, Any] = {"threads": as_threads(*arguments)}

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from bench import wrk
 from bench.client import Connection, Times, closed_threads, open_loop, percentile, request_bytes
 from bench.contenders import Contender, check, own
 from bench.environments import FOLDER
+from bench.limit import SIZES
 from bench.pictures import digits, npy, png, reference
 from bench.processes import ROOT, Server, environment, free_port
 
@@ -26,6 +28,7 @@ CHECKED = 16
 BULK, BULK_JSON = 512, 64  # images in a request
 BULK_CONNECTIONS = (1, 4)
 OPEN_RATE = 300.0
+TURN_S = 1.5  # long enough for ten requests on each connection
 MANY = (1, 10, 32, 100, 316, 1000)
 
 
@@ -38,15 +41,17 @@ class Plan:
         seconds: of each closed loop.
         open_seconds: of each open loop.
         levels: connections of the closed loops.
+        turns: of bulk requests and the limit.
     """
 
     rounds: int = 3
     seconds: int = 3
     open_seconds: float = 5.0
     levels: tuple[int, ...] = (1, 8, 32, 128)
+    turns: int = 5
 
 
-QUICK = Plan(rounds=1, seconds=1, open_seconds=2.0, levels=(1, 32, 128))
+QUICK = Plan(rounds=1, seconds=1, open_seconds=2.0, levels=(1, 32, 128), turns=2)
 
 
 @cache
@@ -141,6 +146,32 @@ def bulk(contender: Contender, plan: Plan) -> dict[str, Any]:
                 measured = latencies(closed_threads(server.port, [request], connections, plan.seconds))
                 measured["images_per_second"] = items * measured["per_second"]
                 results[f"{name}, {connections}"] = measured
+    return results
+
+
+def shares(contender: Contender, plan: Plan) -> dict[str, dict[str, float]]:
+    """Return images per second of bulk requests as .npy, and of the limit at each size, by kind: medians of turns.
+
+    In turn, as the machine's speed moves by a twentieth within seconds; see ``bench.limit``.
+    """
+    command, requests, results = [sys.executable, "-m", "bench.limit", "--asked"], bulk_requests(), {}
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "bufsize": 1}
+    with contender.start() as server, subprocess.Popen(command, cwd=ROOT, env=environment(), **pipes) as asked:
+
+        def rate(kind: str, size: int | None) -> float:
+            if size is None:
+                request, items = requests[f"{kind} npy"]
+                return items * float(latencies(closed_threads(server.port, [request], 4, TURN_S))["per_second"])
+            asked.stdin.write(f"{kind} {size} {TURN_S}\n")
+            return float(asked.stdout.readline())
+
+        for kind in ("encode", "decode"):
+            turns: dict[int | None, list[float]] = {size: [] for size in (None, *SIZES[kind])}
+            rate(kind, None)  # warm
+            for number in range(plan.turns):
+                for size in turns if number % 2 else reversed(turns):
+                    turns[size].append(rate(kind, size))
+            results[kind] = {f"limit_{size}" if size else "http": median(rates) for size, rates in turns.items()}
     return results
 
 

@@ -81,6 +81,16 @@ def bulk(which: str, kind: str) -> Pick:
     return of
 
 
+def share(kind: str) -> Pick:
+    """Return the way to the share of the limit that bulk requests reach, measured in turn with it."""
+
+    def of(one: Round) -> float:
+        found = one["bulk in turn"][kind]
+        return float(found["http"]) / max(float(rate) for name, rate in found.items() if name != "http")
+
+    return of
+
+
 def _picked(one: Round, pick: Pick) -> float | None:
     try:
         return pick(one)

@@ -43,6 +43,7 @@ def steps(plan: Plan) -> dict[str, Step]:
         "limit fp32": partial(measures.limit, "fp32", plan),
         "bulk": partial(measures.bulk, ours, plan),
         "bulk fp32": partial(measures.bulk, single, plan),
+        "bulk in turn": partial(measures.shares, ours, plan),
         "sheets naive": partial(measures.sheets, naive, plan),
         "many connections": partial(measures.many_connections, ours, plan),
         "floor": partial(measures.floor, plan),

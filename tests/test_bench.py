@@ -65,6 +65,16 @@ def test_a_client_reads_whole_answers_that_come_in_pieces() -> None:
         connection.close()
 
 
+def test_an_answer_longer_than_the_buffer_is_read_whole_and_the_next_one_is_not_mixed_with_it() -> None:
+    body = bytes(range(256)) * 1_000
+    long = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+    with answering([long, ANSWER, REFUSAL, long]) as port:
+        connection = Connection(port)
+        got = [connection.ask(b"GET / HTTP/1.1\r\n\r\n") for _ in range(4)]
+        connection.close()
+    assert got == [(200, body), (200, b"ok"), (429, b""), (200, body)]
+
+
 @pytest.mark.parametrize("loop", [closed_loop, closed_threads])
 def test_a_closed_loop_counts_answers_and_errors(loop: Any) -> None:
     with answering([ANSWER, REFUSAL]) as port:
@@ -128,7 +138,8 @@ def some_round(factor: float) -> dict[str, Any]:
             "start_s": 2.0,
         }
 
-    return {OURS: one(1000 * factor), "MLServer": one(100.0), "BentoML": {"failed": "no"}}
+    turns = {"encode": {"http": 90.0, "limit_32": 80.0 + factor, "limit_64": 100.0}}
+    return {OURS: one(1000 * factor), "MLServer": one(100.0), "BentoML": {"failed": "no"}, "bulk in turn": turns}
 
 
 def test_figures_are_medians_with_their_range_and_ratios_are_taken_in_a_round() -> None:
@@ -141,6 +152,8 @@ def test_figures_are_medians_with_their_range_and_ratios_are_taken_in_a_round() 
     assert rows["default precision against the best peer, 32 connections"] == ("20.00 (10.00–40.00) ×", "≥ 4 ×", "yes")
     assert rows["fp32 against the best peer, 32 connections"] == ("–", "≥ 2 ×", "–")
     assert rows["start to ready"] == ("2.00 s", "≤ 3 s", "yes")
+    assert rows["share of the limit, `/encode` npy of 512"] == ("0.90 ×", "≥ 0.9 ×", "yes")
+    assert rows["share of the limit, `/decode` npy of 512"] == ("–", "≥ 0.9 ×", "–")
 
 
 def test_the_report_writes_table_and_chart_between_its_markers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
