@@ -31,6 +31,7 @@ QUICK_S: Final = 0.001  # a row that took no longer may keep the event loop from
 WORTH: Final = 16  # rows for which a thread is woken beside quick batches of fewer, which end before it has begun
 TURN_S: Final = 0.01  # of computing, after which the event loop turns to its connections
 UNTOLD: Final = 4  # batches, none of which completes an answer, of which the event loop is told together
+LONG_S: Final = 0.02  # of a batch, beside which telling the event loop costs nothing
 JOIN_S: Final = 5.0  # how long close() waits for a batch that is still running
 
 Done = tuple[list[Piece], Outcomes, float]  # a batch, what became of its rows, and the seconds that it took
@@ -68,7 +69,7 @@ class Batcher(Admission):
         self._changed = threading.Condition()  # guards the lines, the memory of large answers, and the next number
         self._running: list[bool] = []  # of each batch in the threads whether it will be over in no time
         self._blocks = Blocks()  # used with the lock
-        self._untold: list[Done] = []  # what the threads have computed and the event loop does not know yet
+        self._untold: list[Done] = []  # batches that have been computed, of which the event loop is not told yet
         self._lines: dict[Op, Line] = {}  # those in which somebody waits
         self._served: dict[str, int] = {}  # operation -> number of its latest batch
         self._quick = WeakKeyDictionary[Op, float]()  # those whose rows take no longer than ``_quick_s``: how long
@@ -98,7 +99,8 @@ class Batcher(Admission):
 
         Args:
             op: the operation.
-            columns: arrays ``(n, …)`` of one n ≥ 1; of a broadcast view only a batch at a time is copied.
+            columns: arrays ``(n, …)`` of one n ≥ 1, or what gives parts of them; of a broadcast view only a batch at
+                a time is copied.
             stay: what ``reserve`` gave to the request, so that its rows count as soon as they are computed.
 
         Raises:
@@ -156,7 +158,8 @@ class Batcher(Admission):
         try:
             done = self._run(*cut)
             with self._changed:
-                told = self._due(done, at_once=True)
+                self._is_due(done)
+                told, self._untold = self._untold, []
             self._hand_over(told)
         except BaseException as error:
             self._die(error)
@@ -200,7 +203,7 @@ class Batcher(Admission):
                     work.stay.rows -= part
                     rows += part
             self._house.leave(0, rows)
-            deliver(batch, outcomes, seconds)
+            deliver(batch, [(piece, self._placed(piece, result)) for piece, result in outcomes], seconds)
 
     def _die(self, error: BaseException) -> None:
         if self.alive:
@@ -227,6 +230,7 @@ class Batcher(Admission):
             while not self._may_start() or (cut := self._cut()) is None:
                 if not self.alive:
                     return False
+                self._tell()
                 self._changed.wait()
             brief = cut[0] in self._quick and rows_of(cut[1]) < WORTH
             self._running.append(brief)
@@ -235,24 +239,28 @@ class Batcher(Admission):
         done = self._run(*cut)
         with self._changed:
             self._running.remove(brief)
-            told = self._due(done)
-        if told:
-            self._tell_loop(self._hand_over, told)
+            if self._is_due(done):
+                self._tell()
         return True
 
-    def _due(self, done: Done, at_once: bool = False) -> list[Done]:
-        """Return what the event loop is to be told now: nothing until an answer is whole or failed, or enough came up.
+    def _is_due(self, done: Done) -> bool:
+        """Keep a batch to be told of; return whether that is now: an answer is whole or has failed, or enough came up.
 
         Nobody waits for the other parts of a large answer, and each time that it is woken the event loop takes a core
-        from a batch. While there is more to compute there is a next time.
+        from a batch. A thread that finds nothing more to compute tells what is left.
         """
         self._untold.append(done)
-        due = at_once or not self._lines or len(self._untold) >= UNTOLD
+        due = len(self._untold) >= UNTOLD or done[2] >= LONG_S
         for (work, start, stop), result in done[1]:
             work.computed += stop - start
             due = due or work.computed == work.rows or isinstance(result, Exception)
-        told, self._untold = (self._untold, []) if due else ([], self._untold)
-        return told
+        return due
+
+    def _tell(self) -> None:
+        """Tell the event loop of all batches that it does not know yet; with the lock."""
+        if self._untold:
+            self._tell_loop(self._hand_over, self._untold)
+            self._untold = []
 
     def _run(self, op: Op, batch: list[Piece]) -> Done:
         """Run a batch; return it, what became of its rows, and the seconds that it took."""
@@ -263,7 +271,8 @@ class Batcher(Admission):
                 self._monitor.queue_wait(op.name, work.queue_s)
         outcomes = run_batch(op, batch, self._remember_full)
         seconds = time.monotonic() - started
-        outcomes = [(piece, self._placed(piece, result)) for piece, result in outcomes]
+        if len(self._threads) > 1:  # one alone, of a GPU, has other things to do: the event loop does it later
+            outcomes = [(piece, self._placed(piece, result)) for piece, result in outcomes]
         if rows == 1 or self._on_loop:
             if seconds <= rows * self._quick_s:
                 self._quick[op] = seconds / rows
@@ -274,9 +283,10 @@ class Batcher(Admission):
         return batch, outcomes, seconds
 
     def _placed(self, piece: Piece, result: Columns | Exception | None) -> Columns | Exception | None:
-        """Put rows of a larger answer into their place, here where they are still near; return what is left of them."""
+        """Put rows of a larger answer into their place, if that has not been done; return what is left of them."""
         work, start, stop = piece
-        if result is None or isinstance(result, Exception) or stop - start == work.rows:
+        whole = stop - start == work.rows
+        if whole or work.future.done() or result is None or isinstance(result, Exception):
             return result
         try:
             with self._changed:

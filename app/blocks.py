@@ -27,17 +27,19 @@ class Blocks:
         self._blocks: list[NDArray[np.uint8]] = []  # the one used last at the end
 
     def empty(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
-        """Return an array of any content, as ``np.empty`` does: a small one, which has no new pages, is a new one."""
+        """Return an array of any content, as ``np.empty`` does.
+
+        A new one if it is small, as malloc has such memory at hand, or too large to be kept.
+        """
         size = math.prod(shape) * np.dtype(dtype).itemsize
         if not LARGE <= size <= self._kept_bytes:
             return np.empty(shape, dtype)
         block = self._take(size)
         if block is None:
+            if not self._make_room(size):
+                return np.empty(shape, dtype)
             block = np.empty(size, np.uint8)
-            self._make_room(size)
         self._blocks.append(block)
-        if sum(kept.nbytes for kept in self._blocks) > self._kept_bytes:
-            self._blocks.pop()
         return block[:size].view(dtype).reshape(shape)
 
     def _take(self, size: int) -> NDArray[np.uint8] | None:
@@ -47,13 +49,17 @@ class Blocks:
                 return self._blocks.pop(at)
         return None
 
-    def _make_room(self, size: int) -> None:
-        """Drop free blocks, the one that was not used for the longest time first, until another one may be kept."""
-        while sum(kept.nbytes for kept in self._blocks) + size > self._kept_bytes:
-            free = next((at for at in range(len(self._blocks)) if self._is_free(at)), None)
-            if free is None:
-                return
-            del self._blocks[free]
+    def _make_room(self, size: int) -> bool:
+        """Drop free blocks, those used longest ago first, until another one may be kept; return whether it may."""
+        free = [at for at in range(len(self._blocks)) if self._is_free(at)]
+        spare = self._kept_bytes - sum(block.nbytes for block in self._blocks)
+        if spare + sum(self._blocks[at].nbytes for at in free) < size:
+            return False
+        dropped = 0
+        while spare < size:
+            spare += self._blocks.pop(free[dropped] - dropped).nbytes
+            dropped += 1
+        return True
 
     def _is_free(self, at: int) -> bool:
         return sys.getrefcount(self._blocks[at]) <= 2  # the list's, and that of the call

@@ -138,7 +138,7 @@ class Pixels:
 
     def __getitem__(self, rows: slice) -> NDArray[np.float32]:
         """Return some of the images as numbers."""
-        return to_unit(self._pixels[rows])
+        return np.ascontiguousarray(to_unit(self._pixels[rows]))
 
 
 class _Place:

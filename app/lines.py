@@ -77,7 +77,7 @@ class Work:
         """Start waiting.
 
         Args:
-            columns: arrays ``(rows, …)``.
+            columns: arrays ``(rows, …)``, or what gives parts of them.
             future: takes the answer.
             stay: that of the request.
             empty: gives memory, of a shape and type, for an answer that several batches compute.
@@ -109,7 +109,7 @@ class Work:
         if isinstance(result, Exception):
             self.future.set_exception(result)
             return
-        if result is not None:
+        if result is not None:  # all of them, in one
             self.out = result
         self.missing -= stop - start
         if self.out is not None and not self.missing:

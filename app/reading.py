@@ -255,8 +255,8 @@ async def images_of(request: Request, draws: int = 1) -> ImageBatch:
 async def decoded(request: Request, call: Call, batch: ImageBatch, resize: str) -> Rows:
     """Return the images of a request that has been let in, ``x (N, C, H, W)`` in 0..1.
 
-    Bytes of arrays become numbers in the threads that compute, as each batch takes its part; but not beside a GPU,
-    which has but one such thread.
+    On a CPU, bytes of arrays stay bytes until a batch takes its part of them. The one thread of a GPU has no time for
+    that.
 
     Args:
         request: its body held the images.

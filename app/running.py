@@ -127,4 +127,7 @@ def deliver(batch: list[Piece], outcomes: Outcomes, seconds: float) -> None:
     for piece in batch:
         piece.work.device_s += seconds
     for (work, start, stop), result in outcomes:
-        work.settle(start, stop, result)
+        try:
+            work.settle(start, stop, result)
+        except Exception as error:  # whoever takes the answer fails with it, and no neighbor
+            work.settle(start, stop, error)

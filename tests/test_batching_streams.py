@@ -187,11 +187,12 @@ def test_the_loop_is_told_of_few_batches_of_a_large_answer_and_of_its_last_one_a
         async with serving(max_batch=8) as batcher:
             told = counted(batcher, monkeypatch)
             x = np.arange(8.0 * 11)
-            answer = await batcher.submit(Op("op", lambda x: (x * 2, np.stack([x, -x], 1))), x)
+            with batcher.reserve(len(x)) as stay:
+                answer = await batcher.submit(Op("op", lambda x: (x * 2, np.stack([x, -x], 1))), x, stay=stay)
+                assert stay.rows == batcher._house.rows == 0
             np.testing.assert_array_equal(answer.rows[0], x * 2)
             np.testing.assert_array_equal(answer.rows[1], np.stack([x, -x], 1))
             assert told == [4, 4, 3]
-            assert batcher._house.rows == batcher._house.items == 0
 
     play(scenario)
 
@@ -222,7 +223,62 @@ def test_an_error_in_the_middle_of_a_large_answer_is_told_at_once(monkeypatch):
             with pytest.raises(InternalError):
                 await batcher.submit(op, np.arange(8.0 * 5))
             assert told[0] == 2
-            assert batcher._house.rows == batcher._house.items == 0
+
+    play(scenario)
+
+
+def test_a_batch_that_took_long_is_told_of_at_once(monkeypatch):
+    monkeypatch.setattr(batching, "LONG_S", 0.0)
+
+    async def scenario():
+        async with serving(max_batch=8) as batcher:
+            told = counted(batcher, monkeypatch)
+            await batcher.submit(Op("op", lambda x: (x,)), np.arange(8.0 * 5))
+            assert told == [1] * 5
+
+    play(scenario)
+
+
+def test_nothing_is_kept_of_a_large_request_whose_caller_left():
+    async def scenario():
+        async with serving(max_batch=8, streams=2) as batcher:
+            held = Held()
+            task = asyncio.create_task(batcher.submit(held.op, x := np.arange(8.0 * 50)))
+            await asyncio.to_thread(held.running.wait, SAFETY_S)
+            (work,) = batcher._open
+            work.future.cancel()  # the loop has not come to `end` yet when the threads go on
+            held.gate.set()
+            deadline = time.monotonic() + SAFETY_S
+            while (batcher._untold or batcher._lines) and time.monotonic() < deadline:
+                time.sleep(0.001)
+            assert not batcher._untold
+            assert work.out is None
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert len(x) > sum(held.sizes)
+
+    play(scenario)
+
+
+def test_large_answers_of_several_streams_keep_their_memory_as_long_as_anybody_holds_it():
+    async def scenario():
+        async with serving(max_batch=64, streams=3) as batcher:
+            op = Op("op", lambda x: (np.repeat(x[:, None], 1_024, 1).astype(np.float32),))
+            held = {}
+            for start in range(0, 60, 6):
+                asked = [
+                    asyncio.create_task(batcher.submit(op, np.full(100 + i, float(i)))) for i in range(start, start + 6)
+                ]
+                await asyncio.sleep(0)
+                asked[1].cancel()
+                answers = await asyncio.gather(*asked, return_exceptions=True)
+                held |= {start + i: answers[i].rows[0] for i in (0, 3, 5)}
+                assert len(batcher._blocks._blocks) > 1
+                for value in list(held)[:-4]:
+                    del held[value]
+                for value, rows in held.items():
+                    assert rows.shape == (100 + value, 1_024)
+                    assert (rows == value).all()
 
     play(scenario)
 

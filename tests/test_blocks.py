@@ -16,9 +16,12 @@ def test_memory_that_nobody_holds_any_more_is_used_again():
     blocks = Blocks()
     first = blocks.empty((4, BIG // 16), np.float32)
     assert (first.shape, first.dtype, first.nbytes) == ((4, BIG // 16), np.float32, BIG)
-    where = address(first)
     del first
-    assert address(blocks.empty((BIG // 8,), np.float64)) == where
+    (kept,) = blocks._blocks
+    name = id(kept)
+    del kept
+    again = blocks.empty((BIG // 8,), np.float64)
+    assert [id(block) for block in blocks._blocks] == [id(again.base)] == [name]
 
 
 @pytest.mark.parametrize("view", [lambda x: x, lambda x: x[3:], lambda x: x[2:3].T, lambda x: x.data.cast("B")[5:9]])
@@ -67,8 +70,19 @@ def test_no_more_is_kept_than_was_said(sizes):
 def test_blocks_of_other_sizes_make_room_when_they_are_free():
     blocks = Blocks(4 * BIG)
     assert len([blocks.empty((BIG,), np.uint8) for _ in range(4)]) == 4
-    where = address(blocks.empty((3 * BIG,), np.uint8))
-    assert address(blocks.empty((3 * BIG,), np.uint8)) == where
+    large = blocks.empty((3 * BIG,), np.uint8)
+    assert blocks._blocks[-1] is large.base
+    assert kept(blocks) == 4 * BIG
+
+
+def test_free_blocks_stay_where_dropping_them_would_not_make_room_enough():
+    blocks = Blocks(4 * BIG)
+    held = blocks.empty((3 * BIG,), np.uint8)
+    blocks.empty((BIG,), np.uint8)
+    assert blocks.empty((2 * BIG,), np.uint8).base is None
+    assert [block.nbytes for block in blocks._blocks] == [3 * BIG, BIG]
+    assert blocks.empty((BIG,), np.uint8).base is blocks._blocks[1]
+    assert len(held) == 3 * BIG
 
 
 def kept(blocks):

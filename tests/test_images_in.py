@@ -99,6 +99,7 @@ def test_bytes_of_an_array_are_left_as_they_are_until_rows_are_taken(order: Any)
         assert len(rows) == 5
         for part in (slice(0, 5), slice(1, 4), slice(4, 5)):
             assert rows[part].dtype == np.float32
+            assert rows[part].flags.c_contiguous
             np.testing.assert_array_equal(rows[part], to_unit(pixels[part]))
 
 

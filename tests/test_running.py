@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from batching_fakes import POISON, Held, column, play, run_poisoned, serving, submit_all
+from batching_fakes import POISON, SAFETY_S, Held, column, play, run_poisoned, serving, submit_all
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -222,4 +222,44 @@ def test_no_memory_for_the_rows_of_an_answer_fails_that_answer_alone(monkeypatch
             assert (await small).rows[0] == [6]
 
     monkeypatch.setattr(Work, broken, full)
+    play(scenario)
+
+
+class Spoiled:
+    """Whoever waits cannot take the answer, only the error."""
+
+    def __init__(self):
+        self.errors = []
+
+    def done(self):
+        return bool(self.errors)
+
+    def set_result(self, answer):
+        raise ZeroDivisionError
+
+    def set_exception(self, error):
+        self.errors.append(error)
+
+
+@pytest.mark.parametrize("more", [{}, {"streams": 2}, {"at_once": True}, {"on_loop": True}])
+def test_who_cannot_take_an_answer_fails_alone(more, monkeypatch):
+    monkeypatch.setattr(batching, "QUICK_S", SAFETY_S)
+
+    async def scenario():
+        op, spoiled = Op("op", lambda x: (x * 2,)), Spoiled()
+        async with serving(**more) as batcher:
+            await batcher.submit(op, column(1))
+            work = Work((column(2),), spoiled)
+            batcher.begin(op, work)
+            neighbors = [asyncio.create_task(batcher.submit(op, column(3, value))) for value in range(5)]
+            answers = await asyncio.gather(*neighbors)
+            batcher.end(op, work)
+            assert [answer.rows[0].tolist() for answer in answers] == [[6, 2 * value] for value in range(5)]
+            assert [type(error) for error in spoiled.errors] == [ZeroDivisionError]
+            lonely = Work((column(2),), Spoiled())
+            batcher.begin(op, lonely)
+            while not lonely.future.errors:
+                await asyncio.sleep(0.001)
+            assert batcher.alive
+
     play(scenario)
