@@ -42,6 +42,8 @@ async def known(batcher, places):
     """Have the operation measured, by a row that is computed in a thread."""
     await batcher.submit(places.op, column(0))
     assert places.on_loop == [False]
+    while len(batcher._changed._waiters) < len(batcher._threads):  # the thread has yet to see that nothing is left
+        await asyncio.sleep(0.001)
 
 
 async def looking_around(batcher, places):

@@ -221,6 +221,7 @@ def test_quick_and_slow_operations_in_any_order_are_all_answered():
 @pytest.mark.parametrize(("cores", "workers", "on_loop"), [(2, 1, False), (2, 2, True), (1, 1, True), (4, 2, False)])
 def test_the_service_asks_for_it_where_a_process_has_one_core(tmp_path, monkeypatch, cores, workers, on_loop):
     monkeypatch.setattr(service, "usable_cores", lambda: cores)
+    monkeypatch.setattr(batching, "TURN_S", SAFETY_S)
     model = save_tiny(tmp_path / "tiny.safetensors")
     app = create_app(Settings(model=str(model), device="cpu", workers=workers))
 

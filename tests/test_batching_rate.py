@@ -1,6 +1,7 @@
 """What the line learns of its speed: rows count when they are computed, once, and never for who fails or leaves."""
 
 import asyncio
+import threading
 from contextlib import suppress
 from types import SimpleNamespace
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from batching_fakes import SAFETY_S, Held, play, serving
 
-from app import admission
+from app import admission, batching
 from app.batching import Op
 from app.errors import BadRequest, QueueFull
 from app.problems import Departed
@@ -43,9 +44,16 @@ def test_rows_of_requests_that_failed_before_their_batch_count_for_no_speed(cloc
     play(scenario)
 
 
-def test_rows_count_as_soon_as_their_batch_is_computed_and_only_once(clock):
+def test_rows_count_as_soon_as_their_batch_is_computed_and_only_once(clock, monkeypatch):
+    monkeypatch.setattr(batching, "LONG_S", 0.0)  # as batches are that take a tenth of a second
+
     async def scenario():
+        loop = asyncio.get_running_loop()
+
         def run(x):
+            told = threading.Event()
+            loop.call_soon_threadsafe(told.set)
+            assert told.wait(SAFETY_S)  # the loop knows the batches before: the clock does not run ahead of it
             clock[0] += 0.1  # 8 rows in a tenth of a second: 80 rows a second
             return (x,)
 
