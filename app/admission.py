@@ -86,9 +86,12 @@ class Admission:
         rows, stay.rows = stay.rows, 0  # a batch that still computes some of them gives nothing back
         self._house.leave(items, rows, computed)
 
-    def has_room(self, items: int, rows: int, patience_s: float) -> bool:
-        """Return whether ``enter`` would let this in; nobody is refused by asking."""
-        return self.alive and self._house.why_not(items, rows, patience_s) is None
+    def enter_if_room(self, items: int, rows: int, patience_s: float) -> Stay | None:
+        """Take room as ``enter`` does, if there is any; else nobody is refused, and nothing is returned."""
+        if not self.alive or self._house.why_not(items, rows, patience_s) is not None:
+            return None
+        self._house.let_in(items, rows)
+        return Stay(rows)
 
     def full(self, why: str) -> QueueFull:
         """Return, and count, the refusal of a request that lacks room elsewhere; it says when to come back."""
@@ -129,6 +132,10 @@ class House:
         """
         if (why := self.why_not(items, rows, patience_s)) is not None:
             raise self.full(why)
+        self.let_in(items, rows)
+
+    def let_in(self, items: int, rows: int) -> None:
+        """Let a request in for which there is room, as ``why_not`` has just found."""
         self.items += items
         self.rows += rows
 

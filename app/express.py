@@ -107,9 +107,10 @@ class Express:
         batcher, seconds = service.open_batcher(), service.settings.deadline_s
         if batcher is None or service.digest is None or service.lacks_memory(length):
             return None
-        if not batcher.has_room(1, 1, seconds):
+        stay = batcher.enter_if_room(1, 1, seconds)
+        if stay is None:
             return None
-        engine, stay = service.engine, batcher.enter(1, 1, seconds)
+        engine = service.engine
         x = self._image(data[end:], engine)
         if x is None:
             batcher.leave(stay, 1, computed=False)

@@ -3,8 +3,9 @@ from types import SimpleNamespace
 import pytest
 
 from app import admission
-from app.admission import House
+from app.admission import Admission, House
 from app.errors import QueueFull
+from app.monitor import Silent
 
 
 @pytest.fixture
@@ -79,3 +80,19 @@ def test_what_was_not_computed_counts_for_no_speed(clock):
         house.leave(10, 10, computed=False)
         house.enter(10, 10)
     assert refusal(house)[1] == 60_000
+
+
+def test_room_that_is_taken_if_there_is_any_is_asked_for_once(monkeypatch):
+    answers = iter([None, "full"])  # as time passes between two questions their answers may differ
+    monkeypatch.setattr(House, "why_not", lambda *_: next(answers))
+    door = Admission(10, Silent())
+    door._refusal = None
+    stay = door.enter_if_room(2, 3, 5.0)
+    assert stay is not None
+    assert (stay.rows, door._house.items, door._house.rows) == (3, 2, 3)
+    assert door.enter_if_room(1, 1, 5.0) is None
+    assert (door._house.items, door._house.rows) == (2, 3)
+
+
+def test_nobody_takes_room_behind_a_closed_door():
+    assert Admission(10, Silent()).enter_if_room(1, 1, 5.0) is None
