@@ -28,7 +28,7 @@ CHECKED = 16
 BULK, BULK_JSON = 512, 64  # images in a request
 BULK_CONNECTIONS = (1, 4)
 OPEN_RATE = 300.0
-TURN_S = 1.5  # long enough for ten requests on each connection
+TURN_S = 1.5  # of each turn, some nine requests on each connection
 MANY = (1, 10, 32, 100, 316, 1000)
 
 

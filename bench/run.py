@@ -108,13 +108,13 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="one short round: for a first look, not for a table")
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--seconds", type=int, help="of each closed loop")
-    parser.add_argument("--only", default="", help="names of steps, separated by commas: " + ", ".join(steps(QUICK)))
+    names = "; ".join(steps(QUICK))
+    parser.add_argument("--only", action="append", default=[], help=f"name of a step, may be repeated: {names}")
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
     stop_on_sigterm()
     given = {name: value for name in ("rounds", "seconds") if (value := getattr(options, name))}
     plan = Plan(**{**asdict(QUICK if options.quick else Plan()), **given})
-    only = [name.strip() for name in options.only.split(",") if name.strip()]
     try:
         load_generator()
         for peer in PEERS:
@@ -122,9 +122,9 @@ def main() -> int:
     except Missing as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
-    document = rounded(run(plan, only, options.out))
+    document = rounded(run(plan, options.only, options.out))
     print(report.figures(document))
-    if options.out == RESULTS and not (options.quick or only):
+    if options.out == RESULTS and not (options.quick or options.only):
         report.write(document)
     return 0
 

@@ -170,8 +170,9 @@ def test_threads_that_are_free_share_what_is_enough_for_each(rows, sizes):
     play(scenario)
 
 
-def counted(batcher, monkeypatch):
+def counted(batcher, monkeypatch, long_s=SAFETY_S):
     """Return a list that grows by the batches of which the event loop is told, each time that it is told of any."""
+    monkeypatch.setattr(batching, "LONG_S", long_s)
     told, hand_over = [], batcher._hand_over
 
     def count(batches):
@@ -228,11 +229,9 @@ def test_an_error_in_the_middle_of_a_large_answer_is_told_at_once(monkeypatch):
 
 
 def test_a_batch_that_took_long_is_told_of_at_once(monkeypatch):
-    monkeypatch.setattr(batching, "LONG_S", 0.0)
-
     async def scenario():
         async with serving(max_batch=8) as batcher:
-            told = counted(batcher, monkeypatch)
+            told = counted(batcher, monkeypatch, long_s=0.0)
             await batcher.submit(Op("op", lambda x: (x,)), np.arange(8.0 * 5))
             assert told == [1] * 5
 
