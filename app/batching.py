@@ -158,7 +158,7 @@ class Batcher(Admission):
         try:
             done = self._run(*cut)
             with self._changed:
-                self._is_due(done)
+                self._keep(done)
                 told, self._untold = self._untold, []
             self._hand_over(told)
         except BaseException as error:
@@ -239,13 +239,14 @@ class Batcher(Admission):
         done = self._run(*cut)
         with self._changed:
             self._running.remove(brief)
-            if self._is_due(done):
+            if self._keep(done):
                 self._tell()
         return True
 
-    def _is_due(self, done: Done) -> bool:
-        """Keep a batch to be told of; return whether that is now: an answer is whole or has failed, or enough came up.
+    def _keep(self, done: Done) -> bool:
+        """Keep a batch of which the event loop is to be told; return whether that is due.
 
+        It is when an answer is whole or has failed, when enough batches have come up, or when this one took long.
         Nobody waits for the other parts of a large answer, and each time that it is woken the event loop takes a core
         from a batch. A thread that finds nothing more to compute tells what is left.
         """
