@@ -214,6 +214,7 @@ def _orientation(image: Image.Image) -> int:
 
 def _opaque(image: Image.Image, mode: str) -> Image.Image:
     """Return the image in ``mode``, L or RGB, composited on black where it has transparency."""
+    image.load()  # a PNG may tell of transparency after its pixels
     if image.mode == mode and "transparency" not in image.info:
         return image
     if image.mode.startswith("I"):

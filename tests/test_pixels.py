@@ -124,9 +124,19 @@ def test_transparency_becomes_black(mode: str) -> None:
         opaque = bytearray(b"\xff" * 256)
         opaque[77] = 0
         options = {"transparency": bytes(opaque) if mode == "P bytes" else 77}
-    got = read(encode(image, **options))[0]
-    assert set(got[:, :14].ravel().tolist()) == {0}
-    assert set(got[:, 14:].ravel().tolist()) == {200}
+    file = encode(image, **options)
+    for data in [file, transparency_last(file)] if options else [file]:
+        got = read(data)[0]
+        assert set(got[:, :14].ravel().tolist()) == {0}
+        assert set(got[:, 14:].ravel().tolist()) == {200}
+
+
+def transparency_last(png: bytes) -> bytes:
+    """Return the PNG with the chunk of its transparency after its pixels, where no program should write it."""
+    name = png.index(b"tRNS")
+    start, end = name - 4, name + 8 + int.from_bytes(png[name - 4 : name])
+    last = png.index(b"IEND") - 4
+    return png[:start] + png[end:last] + png[start:end] + png[last:]
 
 
 def test_half_transparent_is_half_as_bright() -> None:
