@@ -22,6 +22,7 @@ from app.bodies import Images
 from app.calls import Call
 from app.client import AsyncClient
 from app.errors import BadRequest, ContentTooLarge
+from app.interruptible import InterruptibleLoop
 from app.preparing import Prepared, Rules, joined, pool, prepare
 from app.version import VERSION
 
@@ -40,7 +41,7 @@ AHEAD: Final = 2  # more than that are being read, or wait to be sent
 _OF_A_FILE: Final = frozenset({"malformed_image", "too_many_pixels", "too_many_items", "body_too_large"})
 
 
-@dataclass(slots=True, repr=False)  # the loop writes out what a task gave, whenever it is told of signals
+@dataclass(slots=True)
 class Answer(Generic[T]):
     """What the server said to some files.
 
@@ -94,19 +95,19 @@ class Upload:
         Raises:
             ServiceError: a request was refused, and not because of one of its files.
             OSError: a folder of ``files`` cannot be listed.
+            KeyboardInterrupt: of Ctrl-C, whenever it comes; whatever is on its way is given up.
         """
         todo = (name for name in files if name not in done)
         first = list(islice(todo, 1))  # of whose size the others are, more or less
         hidden = None if total > MAX_IMAGES else True  # None: where stderr is no terminal
         bar = tqdm(total=total, initial=len(done), unit=" images", disable=hidden)
-        with bar, asyncio.Runner() as runner, pool(total - len(done), sum(map(_length, first))) as workers:
+        with bar, InterruptibleLoop() as loop, pool(total - len(done), sum(map(_length, first))) as workers:
             answers = self._answers(client, chain(first, todo), describe, workers)
             try:
-                while (answer := runner.run(_next(answers))) is not None:
+                while (answer := loop.run(_next(answers))) is not None:
                     bar.update(len(answer.names) + len(answer.skipped))
                     yield answer
             finally:
-                runner.run(answers.aclose())
                 workers.shutdown(wait=False, cancel_futures=True)
 
     async def _answers(

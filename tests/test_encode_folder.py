@@ -128,7 +128,7 @@ def test_interrupted_run_goes_on_where_it_stopped(
     stdout, stderr = process.communicate(timeout=60)
     assert (stdout, out.exists()) == ("", False)
     if how == signal.SIGINT:
-        assert process.returncode == 130
+        assert process.returncode == 130, stderr
         assert "latents are kept in 'l.safetensors.part'; the same command goes on\nError: interrupted\n" in stderr
     else:
         assert process.returncode == -how
