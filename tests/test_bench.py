@@ -219,5 +219,5 @@ def test_growing_memory_growing_latencies_and_errors_are_told_from_a_steady_serv
     ]
     result = figures(stretches)
     assert result["minutes"] == 10
-    assert result["memory slope after warm-up, MiB an hour"] == pytest.approx(120 * memory, abs=1e-6)
+    assert result["memory slope, MiB an hour"] == pytest.approx(120 * memory, abs=1e-6)
     assert holds(result) is steady
