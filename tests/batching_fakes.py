@@ -97,3 +97,28 @@ def run_poisoned(x):
 
 
 POISON = {1000: ValueError, 2000: InternalError, 3000: MemoryError}
+
+
+class Places:
+    """An operation that remembers in which threads it ran, and how many rows it got."""
+
+    def __init__(self, run=lambda x: (x * 2,)):
+        self.run, self.threads, self.sizes = run, [], []
+        self.op = Op("op", self.work)
+
+    def work(self, x):
+        self.threads.append(threading.current_thread())
+        self.sizes.append(len(x))
+        return self.run(x)
+
+    @property
+    def on_loop(self):
+        return [thread is threading.main_thread() for thread in self.threads]
+
+
+async def known(batcher, places):
+    """Have the operation measured, by a row that is computed in a thread."""
+    await batcher.submit(places.op, column(0))
+    assert places.on_loop == [False]
+    while len(batcher._changed._waiters) < len(batcher._threads):  # the thread has yet to see that nothing is left
+        await asyncio.sleep(0.001)

@@ -1,15 +1,14 @@
 """A lone quick row is computed by the event loop itself; the promises of the batcher hold there, too."""
 
 import asyncio
-import threading
 import time
 
 import numpy as np
 import pytest
-from batching_fakes import SAFETY_S, Held, Recorder, column, play, run_poisoned, serving
+from batching_fakes import SAFETY_S, Held, Places, Recorder, column, known, play, run_poisoned, serving
 
 from app import batching
-from app.batching import DeviceLost, Op
+from app.batching import DeviceLost
 from app.errors import InternalError, Unavailable
 from app.main import create_app
 from app.settings import Settings
@@ -19,31 +18,6 @@ from tests.tiny import save_tiny
 @pytest.fixture(autouse=True)
 def everything_is_quick(monkeypatch):
     monkeypatch.setattr(batching, "QUICK_S", SAFETY_S)
-
-
-class Places:
-    """An operation that remembers in which threads it ran, and how many rows it got."""
-
-    def __init__(self, run=lambda x: (x * 2,)):
-        self.run, self.threads, self.sizes = run, [], []
-        self.op = Op("op", self.work)
-
-    def work(self, x):
-        self.threads.append(threading.current_thread())
-        self.sizes.append(len(x))
-        return self.run(x)
-
-    @property
-    def on_loop(self):
-        return [thread is threading.main_thread() for thread in self.threads]
-
-
-async def known(batcher, places):
-    """Have the operation measured, by a row that is computed in a thread."""
-    await batcher.submit(places.op, column(0))
-    assert places.on_loop == [False]
-    while len(batcher._changed._waiters) < len(batcher._threads):  # the thread has yet to see that nothing is left
-        await asyncio.sleep(0.001)
 
 
 async def looking_around(batcher, places):
