@@ -17,9 +17,10 @@ from app.monitor import Monitor
 FIRST_GUESS: Final = 200.0
 RATE_WINDOW_S: Final = 5.0  # busy seconds over which the service rate is averaged
 MAX_RETRY_S: Final = 60.0
-# With fewer inside, or less than half of a smaller house, what is measured is the speed of single requests.
+# With fewer in line, or less than half of a smaller house, what is measured is the speed of single requests.
 BACKLOG_ROWS: Final = 64
 KNOWN_S: Final = 1.0  # seconds of measuring after which the rate is believed when it refuses somebody
+FORGET_S: Final = 30.0  # without measuring, in which most of that is forgotten: who is refused cannot be measured
 SURE: Final = 0.5  # of a request's time: estimates err, and an answer that comes too late was computed in vain
 
 REFUSALS: Final = {
@@ -64,12 +65,11 @@ class Admission:
             QueueFull: no room, or no time; says when to come back, from the items inside and the measured rate.
             Unavailable: not started, closed or dead.
         """
-        stay, computed = self.enter(items, items if rows is None else rows, patience_s), False
+        stay = self.enter(items, items if rows is None else rows, patience_s)
         try:
             yield stay
-            computed = True
         finally:
-            self.leave(stay, items, computed)
+            self.leave(stay, items)
 
     def enter(self, items: int, rows: int, patience_s: float = math.inf) -> Stay:
         """Take room as ``reserve`` does, until ``leave``."""
@@ -81,10 +81,10 @@ class Admission:
             raise
         return Stay(rows)
 
-    def leave(self, stay: Stay, items: int, computed: bool = True) -> None:
-        """Give back what ``enter`` took for ``items``; ``computed`` where the answer is there."""
+    def leave(self, stay: Stay, items: int) -> None:
+        """Give back what ``enter`` took for ``items``."""
         rows, stay.rows = stay.rows, 0  # a batch that still computes some of them gives nothing back
-        self._house.leave(items, rows, computed)
+        self._house.leave(items, rows)
 
     def enter_if_room(self, items: int, rows: int, patience_s: float) -> Stay | None:
         """Take room as ``enter`` does, if there is any; else nobody is refused, and nothing is returned."""
@@ -106,15 +106,20 @@ class Admission:
 
 
 class House:
-    """Items admitted and not yet answered, the rows that they cost, and the rate at which rows are answered."""
+    """Items admitted and not yet answered, the rows that they cost, and the rate at which the device computes rows.
+
+    Only rows that wait for a batch or are in one say something of that rate: those of a request whose images are
+    still being decoded, or that is computed elsewhere, do not.
+    """
 
     def __init__(self, max_items: int) -> None:
         """Start empty, with room for ``max_items``."""
         self.items = self.rows = 0
         self._max_items = max_items
         self._backlog = min(BACKLOG_ROWS, max(1, max_items // 2))
-        self._answered, self._busy_s, self._seen_at = FIRST_GUESS, 1.0, 0.0
-        self._known_s = 0.0  # seconds of measuring so far
+        self._in_line = 0  # rows that wait for the device or are being computed
+        self._computed, self._busy_s, self._seen_at = FIRST_GUESS, 1.0, 0.0
+        self._known_s = 0.0  # seconds of measuring, as far as they are not forgotten
 
     def enter(self, items: int, rows: int, patience_s: float = math.inf) -> None:
         """Let a request in; more than there is room or time for only where nobody is inside.
@@ -154,26 +159,37 @@ class House:
             )
         return None
 
-    def leave(self, items: int, rows: int, computed: bool = True) -> None:
+    def leave(self, items: int, rows: int) -> None:
         """Let a request out, whatever became of it; or, with no items, rows of it as they are computed."""
-        self._measure()
-        self._answered += rows if computed and self.rows >= self._backlog else 0
         self.items -= items
         self.rows -= rows
 
+    def line_up(self, rows: int) -> None:
+        """Take note of rows that wait for the device from now on."""
+        self._measure()
+        self._in_line += rows
+
+    def leave_line(self, rows: int, computed: bool) -> None:
+        """Take note that rows wait no more: the device has computed them, or they failed, or nobody wants them."""
+        self._measure()
+        self._computed += rows if computed and self._in_line >= self._backlog else 0
+        self._in_line -= rows
+
     def _measure(self) -> None:
-        """Age both sums of the rate, older seconds weigh less; time counts while there is a backlog."""
+        """Age what is known: while there is a backlog of both sums of the rate the older seconds, else the belief."""
         now = time.monotonic()
-        passed = now - self._seen_at if self.rows >= self._backlog else 0.0
+        passed, self._seen_at = now - self._seen_at, now
+        if self._in_line < self._backlog:
+            self._known_s *= math.exp(-passed / FORGET_S)
+            return
         fade = math.exp(-passed / RATE_WINDOW_S)
-        self._answered *= fade
+        self._computed *= fade
         self._busy_s = self._busy_s * fade + passed
-        self._known_s += passed
-        self._seen_at = now
+        self._known_s = min(self._known_s + passed, RATE_WINDOW_S)
 
     def _wait_s(self, rows: int) -> float:
         """Return the seconds that so many rows will take."""
-        return rows * self._busy_s / max(self._answered, 1e-9)
+        return rows * self._busy_s / max(self._computed, 1e-9)
 
     def full(self, why: str) -> QueueFull:
         """Return the refusal of a request, which says ``why`` and how long those inside will take."""

@@ -122,6 +122,7 @@ class Batcher(Admission):
     def begin(self, op: Op, work: Work) -> None:
         """Let a submission wait for its batch, until ``end``; on the event loop. ``submit`` is this, awaited."""
         self._open.add(work)
+        self._house.line_up(work.rows)
         with self._changed:
             if op not in self._lines:
                 self._lines[op] = Line(self._max_batch)
@@ -137,9 +138,11 @@ class Batcher(Admission):
         self._open.discard(work)
         if work.cut < work.rows:  # it left early, or failed
             with self._changed:
+                left = work.rows - work.cut
                 if line := self._lines.get(op):
                     line.lane(work).drop(work)
                 self._tidy(op)
+            self._house.leave_line(left, computed=False)
 
     def _take_turn(self) -> None:
         if not self._turn_due:
@@ -196,12 +199,17 @@ class Batcher(Admission):
     def _hand_over(self, batches: list[Done]) -> None:
         """Count what was computed, and give it to whoever waits for it; on the event loop."""
         for batch, outcomes, seconds in batches:
-            rows = 0
+            computed = rows = 0
             for (work, start, stop), result in outcomes:
-                if work.stay is not None and not isinstance(result, Exception):
+                if isinstance(result, Exception):
+                    continue
+                computed += stop - start
+                if work.stay is not None:
                     part = min(stop - start, work.stay.rows)
                     work.stay.rows -= part
                     rows += part
+            self._house.leave_line(rows_of(batch) - computed, computed=False)
+            self._house.leave_line(computed, computed=True)
             self._house.leave(0, rows)
             deliver(batch, [(piece, self._placed(piece, result)) for piece, result in outcomes], seconds)
 

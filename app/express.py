@@ -113,7 +113,7 @@ class Express:
         engine = service.engine
         x = self._image(data[end:], engine)
         if x is None:
-            batcher.leave(stay, 1, computed=False)
+            batcher.leave(stay, 1)
             return None
         ride = Ride(self, reply, path, batcher, engine, x, stay, started)
         batcher.begin(engine.encode, ride.work)
@@ -215,7 +215,7 @@ class Ride:
         """Give everything back."""
         self._over = True
         self._batcher.end(self._engine.encode, self.work)
-        self._batcher.leave(self._stay, 1, computed=status == 200)
+        self._batcher.leave(self._stay, 1)
         self._express.over(self)
         with self._named():
             told(self._express.service, "POST", self._path, ROUTE, status, time.monotonic() - self.started)

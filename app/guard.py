@@ -54,7 +54,7 @@ class Guard(HttpToolsProtocol):
         self._limits = limits
         self._timer: asyncio.TimerHandle | None = None
         self._watch: asyncio.TimerHandle | None = None  # of an answer that waits for its reader
-        self._sleep: asyncio.TimerHandle | None = None  # of an idle connection; one for many answers
+        self._round: asyncio.TimerHandle | None = None  # looks now and then whether the connection should end, or does
         self._idle_since: float | None = None
         self._reading = self._in_body = self._moved = False  # in a request; in its body; the parser made something
         self._pile = 0  # bytes that it made nothing of
@@ -70,13 +70,14 @@ class Guard(HttpToolsProtocol):
         self.flow = flow = Flow(transport)
         flow.waiting = self.pipeline
         self._start_clock()
+        self._round = self.loop.call_later(self._limits.keep_alive_s, self._look_round)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop the clock."""
         self._stop_clock()
         self._stop_watch()
-        if self._sleep is not None:
-            self._sleep.cancel()
+        if self._round is not None:
+            self._round.cancel()
         self._keep(NOTHING)
         super().connection_lost(exc)
 
@@ -95,8 +96,6 @@ class Guard(HttpToolsProtocol):
             self._start_asgi_task(*self.pipeline.pop())
         else:
             self._idle_since = None if self._reading else self.loop.time()
-            if self._sleep is None:
-                self._sleep = self.loop.call_later(self._limits.keep_alive_s, self._wake)
         self.flow.resume_reading()
         if not self.pipeline:
             self._read_on()
@@ -166,8 +165,9 @@ class Guard(HttpToolsProtocol):
             guard.transport.abort()
 
     def resume_writing(self) -> None:
-        """Watch no longer: the answer is being read."""
-        self._stop_watch()
+        """Watch no longer, as the answer is being read; unless it is the last one, which is watched to its end."""
+        if not self.transport.is_closing():
+            self._stop_watch()
         super().resume_writing()
 
     @property
@@ -241,16 +241,17 @@ class Guard(HttpToolsProtocol):
     def _is_idle(self) -> bool:
         return getattr(self.cycle, "response_complete", True)  # there is no cycle before the first request
 
-    def _wake(self) -> None:
-        """End a connection that has been idle for long enough."""
-        self._sleep = None
-        if self._idle_since is None:
-            return  # it is set again with the next answer
-        left = self._idle_since + self._limits.keep_alive_s - self.loop.time()
-        if left > 0:
-            self._sleep = self.loop.call_later(left, self._wake)
-        else:
+    def _look_round(self) -> None:
+        """End a connection that has been idle for long enough; watch one that ends and waits for its reader."""
+        wait_s = self._limits.keep_alive_s
+        if self._idle_since is not None:
+            wait_s += self._idle_since - self.loop.time()
+        if wait_s <= 0:
             self.transport.close()
+        if not self.transport.is_closing():
+            self._round = self.loop.call_later(wait_s, self._look_round)
+        elif self._watch is None:
+            self._look_again()
 
     def _start_clock(self) -> None:
         self._timer = self.loop.call_later(self._limits.receive_s, self._expire)

@@ -16,7 +16,7 @@ SAFETY_S = 30
 SHORT = Limits(header_bytes=2000, receive_s=0.3, chunks=100, connections=4, keep_alive_s=1)
 GET = b"GET /small HTTP/1.1\r\nHost: x\r\n\r\n"
 POST = b"POST /echo HTTP/1.1\r\nHost: x\r\n"
-LARGE = 20_000_000
+LARGE, TWENTY = 20_000_000, 20_000
 
 
 class App:
@@ -40,7 +40,7 @@ class App:
             await self.free.wait()
         self.bodies.append(body)
         self.fields.append(list(scope["headers"]))
-        answer = b"x" * LARGE if scope["path"] == "/large" else scope["path"].encode()
+        answer = {"/large": b"x" * LARGE, "/twenty": b"x" * TWENTY}.get(scope["path"], scope["path"].encode())
         headers = [(b"content-length", str(len(answer)).encode())]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": answer})

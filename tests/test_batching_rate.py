@@ -67,9 +67,9 @@ def test_rows_count_as_soon_as_their_batch_is_computed_and_only_once(clock, monk
                 for _ in range(10):
                     await batcher.submit(op, np.arange(400.0), stay=stay)
                 assert wait_ms(batcher) == pytest.approx(2_000 / 80 * 1000, rel=0.05)
-                before = batcher._house._answered
-            assert (batcher._house.items, batcher._house.rows) == (0, 0)
-            assert batcher._house._answered == pytest.approx(before + 2_000)  # what no batch had to compute
+                before = batcher._house._computed
+            assert (batcher._house.items, batcher._house.rows, batcher._house._in_line) == (0, 0, 0)
+            assert batcher._house._computed == before  # no batch had to compute the rest
 
     play(scenario)
 
@@ -88,10 +88,11 @@ def test_a_request_that_leaves_in_the_middle_of_a_batch_gives_its_rows_back_once
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
             assert batcher._house.rows == 0
+            assert batcher._house._in_line == 8  # of the batch that runs; the other rows wait no more
             held.gate.set()
             with batcher.reserve(1, 1) as stay:
                 await batcher.submit(held.op, np.arange(1.0), stay=stay)
-            assert batcher._house.rows == 0
+            assert (batcher._house.rows, batcher._house._in_line) == (0, 0)
 
     play(scenario)
 
@@ -106,6 +107,6 @@ def test_rows_that_fail_alone_are_given_back_when_their_request_leaves():
         async with serving(max_batch=8) as batcher:
             with suppress(ValueError), batcher.reserve(1, 8) as stay:
                 await batcher.submit(Op("op", run), np.arange(8.0), stay=stay)
-            assert batcher._house.rows == 0
+            assert (batcher._house.rows, batcher._house._in_line) == (0, 0)
 
     play(scenario)

@@ -2,7 +2,7 @@ import asyncio
 from dataclasses import replace
 
 import pytest
-from guard_fakes import GET, LARGE, SHORT, guarded, play
+from guard_fakes import GET, LARGE, SAFETY_S, SHORT, TWENTY, guarded, play
 
 
 def test_a_slow_reader_of_a_large_answer_is_not_harmed():
@@ -116,5 +116,64 @@ def test_a_refused_connection_is_counted_by_its_code(sent, code):
             await client.send(sent)
             await client.rest()
             assert counted == [code]
+
+    play(scenario)
+
+
+async def deaf(connect, state):
+    """Return a client that has asked for as much as keeps some of an answer with the server, and reads none of it."""
+    client = await connect()
+    client.writer.transport.pause_reading()
+    (guard,) = state.connections
+    while not guard.unsent:
+        await client.send(GET.replace(b"/small", b"/twenty"))
+        await asyncio.sleep(0.005)
+    assert guard.unsent < 65_536  # less than what is watched while the connection lives
+    assert not state.unread
+    return client
+
+
+async def cut(state):
+    while state.connections:
+        await asyncio.sleep(0.01)
+    assert not state.unread
+
+
+PATIENT = replace(SHORT, keep_alive_s=0.5, send_s=0.5)
+
+
+def test_who_never_takes_a_small_rest_is_cut_when_the_connection_has_been_idle():
+    async def scenario():
+        async with guarded(PATIENT) as (_, state, connect):
+            await deaf(connect, state)
+            await cut(state)
+
+    play(scenario)
+
+
+def test_who_never_takes_a_small_rest_is_cut_when_the_server_ends():
+    async def scenario():
+        async with guarded(replace(PATIENT, keep_alive_s=1)) as (_, state, connect):
+            await deaf(connect, state)
+            for guard in list(state.connections):
+                guard.shutdown()
+                assert guard.transport.is_closing()
+            await cut(state)
+
+    play(scenario)
+
+
+def test_who_takes_a_small_rest_late_has_all_of_it():
+    async def scenario():
+        async with guarded(replace(PATIENT, send_s=SAFETY_S)) as (app, state, connect):
+            client = await deaf(connect, state)
+            (guard,) = state.connections
+            while guard not in state.unread:
+                await asyncio.sleep(0.01)
+            assert guard.transport.is_closing()
+            client.writer.transport.resume_reading()
+            for _ in app.bodies:
+                assert len((await client.answer())[2]) == TWENTY
+            await cut(state)
 
     play(scenario)
