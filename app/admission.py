@@ -93,9 +93,12 @@ class Admission:
         self._house.let_in(items, rows)
         return Stay(rows)
 
-    def full(self, why: str) -> QueueFull:
-        """Return, and count, the refusal of a request that lacks room elsewhere; it says when to come back."""
-        error = self._house.full(why)
+    def full(self, why: str, wait_s: float | None = None) -> QueueFull:
+        """Return, and count, the refusal of a request that lacks room elsewhere; it says when to come back.
+
+        In ``wait_s``; where nothing is said, when those inside have been answered.
+        """
+        error = self._house.full(why, wait_s)
         self._monitor.rejected(error.code)
         return error
 
@@ -152,7 +155,7 @@ class House:
                 f"{self.items} items are waiting or being computed and this request has {items}; at most "
                 f"{self._max_items} are let in (VAE_MAX_QUEUE_ITEMS)"
             )
-        if self.items and self._known_s > KNOWN_S and self._wait_s(self.rows + rows) > SURE * patience_s:
+        if rows and self.items and self._known_s > KNOWN_S and self._wait_s(self.rows + rows) > SURE * patience_s:
             return (
                 f"{self.rows} rows are waiting or being computed and this request has {rows}; its time, "
                 f"{patience_s:.1f} s (VAE_DEADLINE_S or X-Timeout-Ms), might be over before they all are"
@@ -191,9 +194,9 @@ class House:
         """Return the seconds that so many rows will take."""
         return rows * self._busy_s / max(self._computed, 1e-9)
 
-    def full(self, why: str) -> QueueFull:
-        """Return the refusal of a request, which says ``why`` and how long those inside will take."""
-        wait_s = min(self._wait_s(self.rows), MAX_RETRY_S)
+    def full(self, why: str, wait_s: float | None = None) -> QueueFull:
+        """Return the refusal of a request, which says ``why`` and how long those inside will take, or ``wait_s``."""
+        wait_s = min(self._wait_s(self.rows) if wait_s is None else wait_s, MAX_RETRY_S)
         return QueueFull(
             f"{why}; try again in {wait_s:.1f} s",
             headers={"Retry-After": str(max(1, math.ceil(wait_s)))},

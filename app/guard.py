@@ -243,7 +243,7 @@ class Guard(HttpToolsProtocol):
 
     def _look_round(self) -> None:
         """End a connection that has been idle for long enough; watch one that ends and waits for its reader."""
-        wait_s = self._limits.keep_alive_s
+        wait_s: float = self._limits.keep_alive_s
         if self._idle_since is not None:
             wait_s += self._idle_since - self.loop.time()
         if wait_s <= 0:

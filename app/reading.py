@@ -29,7 +29,7 @@ from app.negotiation import NPY
 from app.payloads import ImageBatch, parse_images
 from app.problems import Departed
 from app.service import Call, Service
-from app.threads import in_thread
+from app.threads import Pool
 
 T = TypeVar("T")
 SMALL_BODY_BYTES = 4096  # up to here a body is read on the event loop: a hop to a thread costs more
@@ -95,6 +95,11 @@ def deadline(context: Context) -> float:
     return min(longest, int(sent) / 1000)
 
 
+def left_s(context: Context) -> float:
+    """Return the seconds that are left to a request."""
+    return context.seconds - (time.monotonic() - context.started)
+
+
 def check_model(context: Context, engine: Engine) -> None:
     """Compare ``If-Model-Match`` with the digest of an engine's weights.
 
@@ -155,6 +160,9 @@ async def offload(request: Request, work: Callable[..., T], *args: Any) -> T:
     """Return ``work(*args)``, computed in a thread where the request's body is too large for the event loop.
 
     The service's readers are few, so however many large images arrive, only so many are decoded at a time.
+
+    Raises:
+        QueueFull: the line for the readers takes longer than the request can wait.
     """
     return work(*args) if has_small_body(request) else await in_reader(request, work, *args)
 
@@ -165,8 +173,15 @@ def has_small_body(request: Request) -> bool:
 
 
 async def in_reader(request: Request, work: Callable[..., T], *args: Any) -> T:
-    """Return ``work(*args)``, computed in one of the service's reader threads."""
-    return await in_thread(service_of(request).readers, work, *args)
+    """Return ``work(*args)``, computed in one of the service's reader threads; ``QueueFull`` as for ``offload``."""
+    return await _in_line(request, service_of(request).readers, work, *args)
+
+
+async def calculated(request: Request, work: Callable[..., T], *args: Any) -> T:
+    """Return ``work(*args)`` as ``offload`` does, but in the thread that calculates: nobody's body waits for it."""
+    if has_small_body(request):
+        return work(*args)
+    return await _in_line(request, service_of(request).calculator, work, *args)
 
 
 async def read_body(request: Request) -> tuple[bytes, Engine]:
@@ -205,17 +220,16 @@ async def read_body(request: Request) -> tuple[bytes, Engine]:
 
 
 @contextmanager
-def admitted(request: Request, items: int, rows: int = 0) -> Iterator[Call]:
+def admitted(request: Request, items: int, rows: int | None = None) -> Iterator[Call]:
     """Hold room for ``items`` until the answer is written; a caller who leaves frees it at once.
 
     What a thread has begun for it then goes on to its end.
-    ``rows`` is what the device computes for them, where that is more than one row each. The engine has been chosen.
+    ``rows`` is what the device computes for them, where that is not one row each. The engine has been chosen.
     """
     context = context_of(request)
     assert context.engine is not None
     check_items(items, context.service)
-    left_s = context.seconds - (time.monotonic() - context.started)
-    with context.service.admit(context.engine, items, max(rows, items), left_s) as call:
+    with context.service.admit(context.engine, items, items if rows is None else rows, left_s(context)) as call:
         context.timing = call.timing
         task = asyncio.current_task()
         assert task is not None
@@ -286,8 +300,14 @@ async def decoded(request: Request, call: Call, batch: ImageBatch, resize: str) 
         return decode(batch)
     first, *rest = batch.parts()  # so that others get their turn, and who is gone is not decoded to the end
     parts = [await in_reader(request, start, first)]
-    parts += [await in_reader(request, decode, part) for part in rest]
+    parts += [await service_of(request).readers.run(decode, part) for part in rest]  # begun, it is not refused
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+async def _in_line(request: Request, threads: Pool, work: Callable[..., T], *args: Any) -> T:
+    context = context_of(request)
+    context.service.check_line(threads, left_s(context))
+    return await threads.run(work, *args)
 
 
 def _body_too_large(limit: int) -> ContentTooLarge:

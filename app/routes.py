@@ -23,6 +23,7 @@ from app.payloads import ImageBatch, read_kl, read_latents, write_json
 from app.reading import (
     WorkRoute,
     admitted,
+    calculated,
     check_draws,
     check_items,
     choose_engine,
@@ -163,8 +164,8 @@ async def kl(
             x = await decoded(request, call, question, resize)
             found = await service.posterior_kl(call, x, samples, seed)
             return await _divergences(chosen, found, unit, samples=samples, seed=seed)
-    with admitted(request, question.items):
-        return await _divergences(chosen, await offload(request, answer, question), unit)
+    with admitted(request, question.items, rows=0):
+        return await _divergences(chosen, await calculated(request, answer, question), unit)
 
 
 @router.post(

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app import loading
+from app.admission import SURE
 from app.batching import Batcher, Columns, Op, Stay
 from app.cores import usable_cores
 from app.engine import Engine
@@ -28,7 +29,7 @@ from app.lines import Rows
 from app.metrics import Metrics
 from app.settings import Settings, SettingsError
 from app.summaries import kl_to_standard_normal, mean_and_error, summarize
-from app.threads import in_thread
+from app.threads import Pool, in_thread
 from model.gaussian import noise
 
 Array = NDArray[Any]
@@ -72,6 +73,7 @@ class Service:
     Attributes:
         exit_status: set when the process has to end, with what status.
         readers: threads that read large bodies: few, as an image at the pixel limit takes hundreds of megabytes.
+        calculator: a thread for the divergences of large bodies: one may take seconds, and no body waits for it.
         replaced: engines of before a reload whose last request is not over.
         body_bytes: of all bodies that are being received or worked on; the routes keep the count.
     """
@@ -81,7 +83,7 @@ class Service:
         self.settings, self.metrics = settings, metrics
         self._max_queue_items = max_queue_items or settings.max_queue_items
         self.exit_status: int | None = None
-        self.readers = ThreadPoolExecutor(READERS, "reader")
+        self.readers, self.calculator = Pool(READERS, "reader"), Pool(1, "calculator")
         self._loader = ThreadPoolExecutor(1, "loader")
         self.body_bytes = 0
         self.replaced = WeakSet[Engine]()
@@ -112,8 +114,9 @@ class Service:
         self._draining = self._refusing = True
         if self._batcher:
             await self._batcher.close()
-        for threads in (self.readers, self._loader):
-            threads.shutdown(wait=False, cancel_futures=True)
+        for threads in (self.readers, self.calculator):
+            threads.close()
+        self._loader.shutdown(wait=False, cancel_futures=True)
 
     async def reload(self) -> None:
         """Load the model's file again and swap it in; requests in flight finish on the old weights.
@@ -186,6 +189,19 @@ class Service:
             raise self._batcher.full(
                 f"with this request's body, all that are being received or worked on would hold {held:,} bytes; at "
                 f"most {most:,} are held (VAE_MAX_BODIES_BYTES)"
+            )
+
+    def check_line(self, threads: Pool, patience_s: float) -> None:
+        """Bound the time that a request waits for a thread.
+
+        Raises:
+            QueueFull: it might have to wait for so long that its ``patience_s`` would be over before its answer.
+        """
+        if threads.wait_s > SURE * patience_s and self._batcher is not None:
+            raise self._batcher.full(
+                f"bodies that are being read or worked on will take {threads.wait_s:.1f} s and this request's time, "
+                f"{patience_s:.1f} s (VAE_DEADLINE_S or X-Timeout-Ms), might be over before it is answered",
+                threads.wait_s,
             )
 
     def lacks_memory(self, more: int = 0) -> bool:

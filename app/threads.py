@@ -1,14 +1,16 @@
-"""Work aside from the event loop; of who is cancelled nothing is begun any more."""
+"""Work aside from the event loop; of who is cancelled nothing is begun any more, and a line's length is known."""
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
-from concurrent.futures import Executor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 T = TypeVar("T")
+NEWEST: Final = 0.1  # what the latest piece of work weighs in the mean of their times
 
 
 async def in_thread(threads: Executor | None, work: Callable[..., T], *args: Any) -> T:
@@ -25,3 +27,41 @@ async def in_thread(threads: Executor | None, work: Callable[..., T], *args: Any
     except asyncio.CancelledError:
         job.clear()
         raise
+
+
+class Pool:
+    """A few threads, and how long who comes now would wait for one of them."""
+
+    def __init__(self, size: int, name: str) -> None:
+        """Start no thread yet."""
+        self._threads, self._size = ThreadPoolExecutor(size, name), size
+        self._inside = 0  # pieces of work that somebody waits for
+        self._mean_s = 0.0  # that one takes
+
+    @property
+    def wait_s(self) -> float:
+        """Seconds until one of the threads is free: what is inside goes through all of them at the mean's speed."""
+        return self._inside // self._size * self._mean_s
+
+    async def run(self, work: Callable[..., T], *args: Any) -> T:
+        """Return ``work(*args)``, as ``in_thread`` does."""
+        spent = list[float]()
+        self._inside += 1
+        try:
+            return await in_thread(self._threads, _timed, spent, work, *args)
+        finally:
+            self._inside -= 1
+            for seconds in spent:
+                self._mean_s += NEWEST * (seconds - self._mean_s)
+
+    def close(self) -> None:
+        """Begin nothing more."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+def _timed(spent: list[float], work: Callable[..., T], *args: Any) -> T:
+    started = time.monotonic()
+    try:
+        return work(*args)
+    finally:
+        spent.append(time.monotonic() - started)

@@ -4,12 +4,13 @@ import asyncio
 import json
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from inside import Inside, check_refusal, inside
+from inside import SAFETY_S, Inside, check_refusal, inside
 from service_pictures import base64_text, jpeg, npy, png
 
 from app import service as service_module
@@ -143,3 +144,69 @@ def test_a_reload_asked_for_during_a_reload_is_done_afterwards(tmp_path: Path, m
         running.play(play())
         assert len(loads) == 2
         assert loads[0] != loads[1] == running.engine.digest
+
+
+@contextmanager
+def line_of(service: Inside, name: str, taking_s: float) -> Iterator[None]:
+    """Keep all threads of a pool busy, and let it know that each piece of work takes so long."""
+    pool, busy = getattr(service.app.state.service, name), threading.Event()
+
+    async def begin() -> list[asyncio.Task[bool]]:
+        line = [asyncio.create_task(pool.run(busy.wait, SAFETY_S)) for _ in range(pool._size)]
+        await asyncio.sleep(0)
+        return line
+
+    line = service.play(begin())
+    pool._mean_s = taking_s
+    try:
+        yield
+    finally:
+        busy.set()
+        service.play(asyncio.wait(line))
+        pool._mean_s = 0.0
+
+
+def dense() -> bytes:
+    side = {"mean": [0.0] * 40, "cov": np.eye(40).tolist()}
+    return json.dumps({"p": side, "q": side}).encode()
+
+
+LARGE_BODIES = [
+    ("/encode", NPY, npy(np.zeros((9, 28, 28), np.uint8)), 200),  # batches take its rows, no reader does
+    ("/encode", JSON, json.dumps({"images": np.zeros((9, 28, 28)).tolist()}).encode(), 429),
+    ("/decode", JSON, json.dumps({"z": np.zeros((500, 32)).tolist()}).encode(), 429),
+    ("/kl", JSON, dense(), 429),
+    ("/kl", JSON, b'{"mu": [[0]], "sigma": [[1]]}', 200),
+]
+
+
+@pytest.mark.parametrize(("target", "kind", "body", "status"), LARGE_BODIES)
+def test_who_could_not_be_answered_in_time_is_refused_before_the_body_waits_for_a_reader(
+    service: Inside, target: str, kind: dict[str, str], body: bytes, status: int
+) -> None:
+    with line_of(service, "readers", taking_s=20):
+        reply = service.ask("POST", target, kind, body)
+    assert reply.status == status
+    if status == 429:
+        assert check_refusal(reply) == "queue_full"
+        assert reply.headers["retry-after"] == "20"
+    assert service.ask("POST", target, kind, body).status == 200
+
+
+def test_a_divergence_that_takes_long_keeps_no_body_waiting(service: Inside) -> None:
+    with line_of(service, "calculator", taking_s=20):
+        for target, kind, body, _ in LARGE_BODIES:
+            reply = service.ask("POST", target, kind, body)
+            assert reply.status == (429 if body == dense() else 200)
+            assert reply.status == 200 or reply.headers["retry-after"] == "20"
+
+
+def test_a_request_that_is_being_read_is_not_refused_any_more(service: Inside, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, known = [], service_module.Service.check_line
+    monkeypatch.setattr(service_module.Service, "check_line", lambda *args: (asked.append(args), known(*args)))
+    picture = base64_text(png(np.random.default_rng(0).integers(0, 256, (250, 400), np.uint8)))
+    body = json.dumps({"images": [picture] * 16}).encode()
+    batch = parse_images(body, "application/json", max_items=16, shape=(1, 28, 28))
+    assert len(list(batch.parts())) > 1
+    assert service.ask("POST", "/encode", JSON, body).status == 200
+    assert len(asked) == 2  # to parse it, and to begin with its images

@@ -5,12 +5,14 @@ import gc
 import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from app.threads import in_thread
+from app import threads
+from app.threads import Pool, in_thread
 
 
 def test_a_body_whose_time_is_over_is_not_held_until_a_thread_is_free() -> None:
@@ -45,3 +47,34 @@ def test_what_a_thread_returns_or_raises_comes_back() -> None:
                 await in_thread(readers, divmod, 7, 0)
 
     asyncio.run(scenario())
+
+
+def test_a_pool_knows_how_long_its_line_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [50.0]
+    monkeypatch.setattr(threads, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    busy = threading.Event()
+
+    def slow(answer: float) -> float:
+        now[0] += 2
+        return 1 / answer
+
+    async def scenario() -> None:
+        pool = Pool(2, "test")
+        for _ in range(50):
+            assert await pool.run(slow, 2.0) == 0.5
+            with pytest.raises(ZeroDivisionError):
+                await pool.run(slow, 0.0)
+        assert pool.wait_s == 0  # nobody is inside
+        line = [asyncio.create_task(pool.run(busy.wait)) for _ in range(5)]
+        await asyncio.sleep(0)
+        assert pool.wait_s == pytest.approx(4, rel=0.01)  # the next is sixth: two twos before it
+        for waiting in line[2:]:
+            waiting.cancel()
+        await asyncio.wait(line[2:])
+        assert pool.wait_s == pytest.approx(2, rel=0.01)
+        busy.set()
+        await asyncio.wait(line)
+        assert pool.wait_s == 0
+        pool.close()
+
+    asyncio.run(asyncio.wait_for(scenario(), 60))
