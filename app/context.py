@@ -13,6 +13,7 @@ from fastapi import Request
 from app.engine import Engine
 from app.service import Service, Timing
 
+LISTS = (b"accept", b"if-none-match")  # fields that may come in several lines, as one list
 SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 
 
@@ -21,7 +22,7 @@ class Context:
 
     Attributes:
         service: that answers it.
-        headers: its fields by name in lower case; of a repeated one the first.
+        headers: its fields, as ``by_name`` gives them.
         request_id: the caller's, or a new one.
         started: when, on the monotonic clock.
         seconds: that it has until its deadline, once that is known.
@@ -35,7 +36,7 @@ class Context:
     def __init__(self, service: Service, fields: Sequence[tuple[bytes, bytes]]) -> None:
         """Start the clock; ``fields`` are the request's headers, as the server gives them."""
         self.service = service
-        self.headers = dict(reversed(fields))
+        self.headers = by_name(fields)
         self.request_id = _request_id(self.headers.get(b"x-request-id", b""))
         self.started = time.monotonic()
         self.seconds = math.inf
@@ -47,6 +48,15 @@ class Context:
         """Return a header field of the request by its name in lower case; None where it has none of that name."""
         value = self.headers.get(name)
         return None if value is None else value.decode("latin-1")
+
+
+def by_name(fields: Sequence[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
+    """Return header fields by their names in lower case; a repeated one is the first, or a list (RFC 9110, 5.3)."""
+    headers = dict(reversed(fields))
+    if len(headers) < len(fields):
+        for name in headers.keys() & LISTS:
+            headers[name] = b", ".join(value for other, value in fields if other == name)
+    return headers
 
 
 def context_of(request: Request) -> Context:

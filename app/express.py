@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from app.admission import Stay
 from app.auth import check_key
 from app.batching import Batcher
-from app.context import fresh_id
+from app.context import by_name, fresh_id
 from app.engine import Engine
 from app.errors import ServiceError
 from app.lines import Answer, Work
@@ -78,7 +78,7 @@ class Express:
         if scope["path"] not in self._paths or scope["method"] != "POST" or scope["query_string"]:
             return
         head, length = data[: data.find(END) + len(END)], len(data) - data.find(END) - len(END)
-        headers = dict(reversed(scope["headers"]))  # of a repeated field the first counts
+        headers = by_name(scope["headers"])
         most = min(SMALL_BODY_BYTES, self.service.settings.max_body_bytes)
         if len(head) > HEAD_BYTES or not 0 < length <= most or UNUSUAL & headers.keys():
             return

@@ -188,10 +188,23 @@ def _histogram(family: _Family) -> Metric:
 
 
 def _of_processes(pids: list[int]) -> Iterator[Metric]:
-    """Yield what the kernel tells of processes, added up; of their starts the first."""
-    found = [list(ProcessCollector(pid=partial(int, pid), registry=None).collect()) for pid in pids]
-    for parts in zip(*filter(None, found), strict=True):  # of a process that is gone there is nothing
+    """Yield what the kernel tells of processes, added up; of their starts the first.
+
+    Of a process that is gone it tells nothing, of one that is just ending not everything.
+    """
+    found: dict[str, list[Metric]] = {}
+    for pid in pids:
+        for part in _of_process(pid):
+            found.setdefault(part.name, []).append(part)
+    for name, parts in found.items():
         whole, values = parts[0], [part.samples[0].value for part in parts]
-        value = min(values) if whole.name == "process_start_time_seconds" else sum(values)
+        value = min(values) if name == "process_start_time_seconds" else sum(values)
         whole.samples = [whole.samples[0]._replace(value=value)]
         yield whole
+
+
+def _of_process(pid: int) -> list[Metric]:
+    try:
+        return list(ProcessCollector(pid=partial(int, pid), registry=None).collect())
+    except (LookupError, NameError, ValueError):  # what the collector runs into where a file is suddenly empty
+        return []

@@ -12,10 +12,18 @@ def context(*fields: tuple[bytes, bytes]) -> Context:
     return Context(cast(Service, None), list(fields))
 
 
-def test_of_a_repeated_field_the_first_counts() -> None:
-    asked = context((b"accept", b"image/png"), (b"host", b"here"), (b"accept", b"application/json"))
-    assert asked.header(b"accept") == "image/png"
-    assert asked.header(b"host") == "here"
+def test_of_a_repeated_field_the_first_counts_unless_it_is_a_list() -> None:
+    asked = context(
+        (b"accept", b"image/png"),
+        (b"x-api-key", b"first"),
+        (b"if-none-match", b'"a"'),
+        (b"accept", b"application/json;q=0.5, text/html"),
+        (b"x-api-key", b"second"),
+        (b"if-none-match", b'"b"'),
+    )
+    assert asked.header(b"accept") == "image/png, application/json;q=0.5, text/html"
+    assert asked.header(b"if-none-match") == '"a", "b"'
+    assert asked.header(b"x-api-key") == "first"
     assert asked.header(b"content-type") is None
 
 

@@ -145,6 +145,19 @@ def test_a_head_that_is_known_goes_by_express_and_is_answered_as_any_other(model
     play(scenario)
 
 
+def test_an_accept_of_several_lines_goes_by_express_where_it_means_json(model):
+    async def scenario():
+        data = post(fields=(*PLAIN, "Accept: image/png", "Accept: application/json;q=0.5"))
+        async with serving(model) as running:
+            client = await running.connect()
+            first, second = [await running.ask(client, data) for _ in range(2)]
+            assert (first[0], first[3], second[0], second[3]) == (200, False, 200, True)
+            assert first[2] == second[2]
+            assert first[1]["content-type"] == second[1]["content-type"] == "application/json"
+
+    play(scenario)
+
+
 def test_the_date_and_the_other_prefix_are_there_as_well(model, caplog):
     caplog.set_level(logging.DEBUG, "vae")
 
@@ -195,6 +208,7 @@ UNUSUAL = {
     "origin": post(fields=(*PLAIN, "Origin: https://pictures.example")),
     "upgrade": post(fields=(*PLAIN, "Connection: Upgrade", "Upgrade: h2c")),
     "npy": post(fields=(*PLAIN, "Accept: application/x-npy")),
+    "npy, in a second line": post(fields=(*PLAIN, "Accept: application/json;q=0.5", "Accept: application/x-npy")),
     "nothing acceptable": post(fields=(*PLAIN, "Accept: text/html")),
     "no type": post(fields=()),
     "wrong type": post(fields=("Content-Type: image/gif",)),

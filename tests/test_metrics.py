@@ -1,12 +1,18 @@
 import asyncio
 import sys
+from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from prometheus_client import ProcessCollector
+from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.parser import text_string_to_metric_families
 
+from app import metrics as metrics_module
 from app.batching import Batcher, Monitor, Op
 from app.metrics import BATCH_ITEMS, CONTENT_TYPE, DEVICE_S, KL_NATS, QUEUE_S, REQUEST_S, Metrics
+from app.tally import Tally
 
 
 def samples(metrics):
@@ -61,6 +67,41 @@ def test_the_process_tells_its_memory_its_time_and_its_files():
     }
     assert got["process_resident_memory_bytes"] > 1e6
     assert got["process_open_fds"] > 0
+
+
+def test_a_process_that_is_just_ending_is_added_as_far_as_it_can_be_read(monkeypatch):
+    def told(pid, registry):  # of one that ends, a service that is not root may not see the open files
+        parts = {"process_cpu_seconds": 10.0 + pid(), "process_start_time_seconds": 100.0 + pid()}
+        parts |= {} if pid() == 1 else {"process_open_fds": 7.0}
+        return SimpleNamespace(collect=lambda: [GaugeMetricFamily(name, "", value) for name, value in parts.items()])
+
+    monkeypatch.setattr(metrics_module, "ProcessCollector", told)
+    got = {part.name: part.samples[0].value for part in metrics_module._of_processes([1, 2, 3])}
+    assert got == {"process_cpu_seconds": 36.0, "process_start_time_seconds": 101.0, "process_open_fds": 14.0}
+
+
+FILES = {
+    "stat": f"12 (python) S {'0 ' * 10}300 400 {'0 ' * 6}5000 1000 2\n",
+    "limits": "Limit Soft Limit Hard Limit Units\nMax open files 64 128 files\n",
+}
+
+
+@pytest.mark.parametrize(("missing", "told"), [("fd", 2000), ("stat", 1000), ("limits", 1000)])
+def test_a_process_that_ends_while_it_is_read_spoils_no_scrape(tmp_path, monkeypatch, missing, told):
+    """The files of one that is gone may be empty; its folder of open files may be shut."""
+    (tmp_path / "stat").write_text("cpu 1 2 3\nbtime 1000\n")
+    for pid in ("11", "12"):
+        (tmp_path / pid / "fd").mkdir(parents=True)
+        for name, text in FILES.items():
+            (tmp_path / pid / name).write_text("" if (pid, name) == ("12", missing) else text)
+    if missing == "fd":
+        (tmp_path / "12" / "fd").rmdir()
+    monkeypatch.setattr(metrics_module, "ProcessCollector", partial(ProcessCollector, proc=str(tmp_path)))
+    monkeypatch.setattr(Tally, "processes", lambda _: [11, 12])
+    got = {key[0]: value for key, value in samples(Metrics()).items() if key[0].startswith("process_")}
+    assert len(got) == 6
+    assert got["process_max_fds"] == 64
+    assert got["process_virtual_memory_bytes"] == told
 
 
 def test_what_is_observed_is_rendered():

@@ -35,6 +35,13 @@ def test_if_none_match_is_answered_with_304_and_no_body(http: httpx.Client, form
         assert {"x-request-id", "x-model-digest"} <= set(got.headers)
 
 
+@pytest.mark.parametrize("path", ["/sample?n=3&seed=7&format=png", "/map"])
+def test_the_lines_of_a_repeated_if_none_match_are_one_list(http: httpx.Client, path: str) -> None:
+    etag = http.get(path).headers["etag"]
+    for tags, status in ((('"other"', etag), 304), ((etag, '"other"'), 304), (('"a"', '"b"'), 200)):
+        assert http.get(path, headers=[("If-None-Match", tag) for tag in tags]).status_code == status
+
+
 def test_another_etag_is_answered_with_the_picture(http: httpx.Client) -> None:
     for condition in ('"other"', 'W/"other"', "nonsense", '""'):
         got = get(http, condition)

@@ -118,6 +118,15 @@ def test_q_values_are_weighed(ask, accept: str) -> None:
     assert got.headers["content-type"].split(";")[0] == TYPES[WEIGHED[accept]]
 
 
+@pytest.mark.parametrize("accept", [accept for accept in WEIGHED if "," in accept])
+def test_several_lines_are_one_list(http: httpx.Client, accept: str) -> None:
+    headers = [*PNG.items(), *(("Accept", part.strip()) for part in accept.split(","))]
+    got = http.post("/encode", headers=headers, content=png(ink()))
+    assert len(got.request.headers.get_list("accept")) > 1
+    assert got.status_code == 200, got.text
+    assert got.headers["content-type"].split(";")[0] == TYPES[WEIGHED[accept]]
+
+
 @pytest.mark.parametrize(
     "accept", [";;;", ",", "application/json;q=abc", "*", "/", "a" * 5000, "application/json;q=-1"]
 )
