@@ -95,7 +95,7 @@ def many_files(tmp_path: Path, strokes: np.ndarray) -> Path:
 def slow_server(start_server: object) -> Server:
     """A server of small requests, so that there is time to interrupt whoever asks it."""
     assert callable(start_server)
-    server = start_server(max_items=16)
+    server = start_server(max_items=1)
     assert isinstance(server, Server)
     return server
 
