@@ -186,7 +186,7 @@ class Server(uvicorn.Server):
                     self._stop(signal.SIGTERM)
 
         loop.add_reader(crew.line, hear)
-        crew.say_ready()
+        crew.say_loaded(self._digest())
         await self._opened.wait()
 
     async def on_tick(self, counter: int) -> bool:
@@ -268,6 +268,9 @@ class Server(uvicorn.Server):
         if error := task.exception():
             log.error("the reload failed, nothing has changed", exc_info=error)
         self._collector.show_all()
+        if self._crew:
+            with suppress(ConnectionError):  # without a parent it is over anyway
+                self._crew.say_loaded(self._digest())
 
 
 def _shut_down() -> Unavailable:

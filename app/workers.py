@@ -33,7 +33,7 @@ DEATHS_S: Final = 60.0
 LEAD: Final = 2  # connections by which a worker may be ahead of another one, or an eighth
 CLOSED: Final = -1
 PASSED_ON: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-READY, OPEN = b'"ready"\n', b"o"
+OPEN: Final = b"o"
 log = logging.getLogger("vae")
 
 
@@ -71,9 +71,9 @@ class Crew:
         """Tell the others that this worker accepts no more connections."""
         self.connections[self.index] = CLOSED
 
-    def say_ready(self) -> None:
-        """Tell the parent that requests can be answered."""
-        self.line.sendall(READY)
+    def say_loaded(self, digest: str | None) -> None:
+        """Tell the parent which model is in force from now on; the first time that means: ready."""
+        self.line.sendall(json.dumps(digest).encode() + b"\n")
 
     def say_problems(self, problems: list[str]) -> None:
         """Tell the parent why this worker cannot start; it says so once, however many find the same."""
@@ -88,6 +88,7 @@ class _Worker:
     pid: int
     line: socket.socket
     ready: bool = False
+    digest: str | None = None  # of its model
     problems: list[str] = field(default_factory=list)
 
 
@@ -195,11 +196,23 @@ class _Parent:
             self._selector.unregister(worker.line)
         for line in told.splitlines():
             said = json.loads(line)
-            if said == "ready":
-                worker.ready = True
-                self._open([worker] if self._opened else list(self._workers.values()))
-            else:
+            if isinstance(said, list):
                 worker.problems += said
+                continue
+            worker.digest, is_new, worker.ready = said, not worker.ready, True
+            if is_new and self._opened:
+                self._open([worker])
+                self._align_with(worker)
+            elif is_new:
+                self._open(list(self._workers.values()))
+
+    def _align_with(self, newest: _Worker) -> None:
+        """Let all load the model that a replacement has found: the service has one, and theirs may be gone."""
+        others = [worker for worker in self._workers.values() if worker.ready and worker.digest != newest.digest]
+        if others and not self._stopping:
+            log.warning("worker %d has found another model than was in force: all load it", newest.index)
+        for worker in others:
+            os.kill(worker.pid, signal.SIGHUP)
 
     def _open(self, workers: list[_Worker]) -> None:
         """Let workers accept connections, at first when all are ready: a port that answers has its full strength."""

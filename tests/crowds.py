@@ -1,5 +1,6 @@
 """What tests with very many clients share: a server whose device is held, pictures that are all different, figures."""
 
+import asyncio
 import os
 import re
 import resource
@@ -11,8 +12,8 @@ from pathlib import Path
 import httpx
 import numpy as np
 import torch
-from load_client import Answer, request
-from procfs import family, resident
+from load_client import Answer, Pool, request
+from procfs import connections, family, resident
 from service_pictures import from_npy, npy
 from service_process import Server
 
@@ -123,6 +124,50 @@ def assert_unharmed(server: Server, pictures: Pictures) -> None:
     assert figures.waiting == 0
     assert 'status="500"' not in figures.text
     server.assert_clean_log()
+
+
+def assert_all_given_back(server: Server, pictures: Pictures) -> None:
+    """No connection is left, and there is room for as many items and as many connections as at the start.
+
+    Of a server that nobody else asks, and that takes as many items in one request as wait at most.
+    """
+    wait_until_left(server)
+    assert_room_for_items(server, pictures)
+    wait_until_left(server)
+    assert_room_for_connections(server)
+    wait_until_left(server)
+
+
+def assert_room_for_items(server: Server, pictures: Pictures) -> None:
+    line = server.setting("max_queue_items", 4096)
+    whole = npy(np.repeat(pictures.pixels[:1], line, axis=0))
+    got = httpx.post(f"{server.url}/encode", content=whole, headers=NPY_BOTH, timeout=60)
+    assert got.status_code == 200, f"no room for {line} items: {got.text[:300]}"
+
+
+def assert_room_for_connections(server: Server) -> None:
+    most = server.setting("max_connections", 4096)
+    refused = asyncio.run(refused_of(server.port, most))
+    assert refused == 0, f"no room for {refused} of {most} connections"
+
+
+def wait_until_left(server: Server, seconds: float = 20) -> None:
+    """Return when the server holds no connection."""
+    end = time.monotonic() + seconds
+    while left := connections(server.port):
+        assert time.monotonic() < end, f"{left} connections are left"
+        time.sleep(0.02)
+
+
+async def refused_of(port: int, count: int) -> int:
+    """Open so many connections, ask on each, and return how many were not answered with 200."""
+    allow_files(count + 200)
+    async with Pool(port) as pool:
+        links = [await pool.take() for _ in range(count)]
+        answers = await asyncio.gather(
+            *(link.start(request("GET", "/livez")) for link in links), return_exceptions=True
+        )
+    return sum(not isinstance(answer, tuple) or answer[0] != 200 for answer in answers)
 
 
 def memory_of(server: Server) -> int:

@@ -103,7 +103,8 @@ class Inside:
         text = self.ask("GET", "/metrics").body.decode()
         assert 'status="500"' not in text
         assert not [line for line in text.splitlines() if line.startswith("vae_queue_items{") and line[-4:] != " 0.0"]
-        assert self.app.state.service._batcher._house.items == 0
+        house = self.app.state.service._batcher._house
+        assert (house.items, house.rows, house._in_line) == (0, 0, 0)
         assert self.failures.lines == []
 
 

@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 
 PROC = Path("/proc")
+LISTENS = "0A"
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -48,6 +49,16 @@ def forget_peak(*pids: int) -> None:
 def cpu_s(*pids: int) -> float:
     """Return the processor seconds that processes have used, in steps of 10 ms."""
     return sum((int(fields[11]) + int(fields[12])) / TICKS for pid in pids if (fields := _stat(pid)))
+
+
+def connections(port: int) -> int:
+    """Return how many TCP connections to a port the process behind it still holds."""
+    found = 0
+    for name in ("tcp", "tcp6"):
+        for line in (PROC / "net" / name).read_text().splitlines()[1:]:
+            _, local, _, state, *_rest, inode = line.split()[:10]
+            found += int(local.rpartition(":")[2], 16) == port and state != LISTENS and inode != "0"
+    return found
 
 
 def settle() -> None:

@@ -35,12 +35,12 @@ def environment(settings: dict[str, object]) -> dict[str, str]:
 
 
 class Server:
-    """One running ``vae serve``: where it listens, its process id, its log."""
+    """One running ``vae serve``: where it listens, its settings, its process id, its log."""
 
     command: tuple[str, ...] = ("app.cli", "serve")
 
     def __init__(self, log: Path, settings: dict[str, object], flags: tuple[str, ...] = ()) -> None:
-        self.port = free_port()
+        self.port, self.settings = free_port(), settings
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = log
         self.statuses_before_ready: set[int] = set()
@@ -54,6 +54,10 @@ class Server:
                 stderr=subprocess.STDOUT,
             )
         self.pid = self.process.pid
+
+    def setting(self, name: str, default: int) -> int:
+        """Return a setting that was given, or what it is where none was."""
+        return int(str(self.settings.get(name, default)))
 
     def wait_until_ready(self) -> None:
         """Return when ``/readyz`` says 200; a process that does not get there is ended, and its log is raised."""

@@ -29,7 +29,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))  # the modules beside this one, as pytest finds them
 
-from crowds import Figures, Pictures, allow_files, assert_unharmed, memory_of
+from crowds import Figures, Pictures, allow_files, assert_all_given_back, assert_unharmed, memory_of
 from hostile_files import good_files, tampered
 from hostile_json import good_bodies, mutated
 from load_client import Answer, Outcome, Pool, closed_loop, one, request
@@ -230,8 +230,10 @@ def soak(minutes: float, folder: Path) -> dict[str, object]:
     begin, harm = time.monotonic(), ""
     try:
         capacity = asyncio.run(load(server, minutes, Mixture(pictures, seen), seen))
+        stop.set()  # the memory of what follows is not the load's
         try:
             assert_unharmed(server, pictures)
+            assert_all_given_back(server, pictures)
         except AssertionError as error:  # what was seen until then is told nevertheless
             harm = str(error) or "not unharmed"
         computed = Figures(server)['vae_batch_items_sum{op="encode"}']

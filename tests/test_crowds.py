@@ -1,15 +1,30 @@
 """Thousands of clients at once, on real connections: a full line, deadlines, half of them leaving, nobody mixed up."""
 
 import asyncio
+import socket
 import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 import pytest
-from crowds import Figures, GatedServer, Pictures, Record, allow_files, assert_unharmed, gated, wait_for
+from conftest import StartServer
+from crowds import (
+    Figures,
+    GatedServer,
+    Pictures,
+    Record,
+    allow_files,
+    assert_all_given_back,
+    assert_room_for_connections,
+    assert_room_for_items,
+    assert_unharmed,
+    gated,
+    wait_for,
+    wait_until_left,
+)
 from load_client import Answer, Pool, closed_loop
-from procfs import cpu_s, family
+from procfs import connections, cpu_s, family
 from service_process import Server
 
 LINE, MORE = 256, 50
@@ -26,10 +41,16 @@ def pictures() -> Pictures:
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatedServer]:
-    server = gated(tmp_path_factory.mktemp("gated"), streams=1, deadline_s=86_400)
+    server = gated(tmp_path_factory.mktemp("gated"), streams=1, deadline_s=86_400, max_items=4096)
     yield server
     server.open()
     server.end()
+
+
+@pytest.fixture(scope="module")
+def server(start_server: StartServer) -> Server:
+    """A server that nobody else asks."""
+    return start_server(max_items=4096)
 
 
 @contextmanager
@@ -89,6 +110,7 @@ def test_a_full_line_refuses_exactly_those_that_are_too_many(
 
     asyncio.run(play())
     assert_unharmed(server, pictures)
+    assert_all_given_back(server, pictures)
     server.end()
 
 
@@ -110,6 +132,22 @@ def test_what_waited_past_its_deadline_is_never_computed(
     record_property("computed", int(computed))
     assert computed == 0
     assert_unharmed(running, pictures)
+    assert_all_given_back(running, pictures)
+
+
+def test_an_item_and_a_connection_that_are_not_given_back_are_found_out(
+    running: GatedServer, pictures: Pictures
+) -> None:
+    with held(running, pictures), pytest.raises(AssertionError, match="no room for 4096 items"):
+        assert_room_for_items(running, pictures)
+    wait_until_left(running)
+    with socket.create_connection(("127.0.0.1", running.port)):
+        wait_for(running, lambda _: connections(running.port) > 0)
+        with pytest.raises(AssertionError, match="no room for 1 of 4096 connections"):
+            assert_room_for_connections(running)
+        with pytest.raises(AssertionError, match="1 connections are left"):
+            wait_until_left(running, seconds=1)
+    assert_all_given_back(running, pictures)
 
 
 def half_of_a_crowd_leaves(server: GatedServer, pictures: Pictures, count: int) -> tuple[float, float]:
@@ -146,6 +184,7 @@ def half_of_a_crowd_leaves(server: GatedServer, pictures: Pictures, count: int) 
 def test_nothing_is_computed_for_the_half_of_a_crowd_that_leaves(running: GatedServer, pictures: Pictures) -> None:
     assert half_of_a_crowd_leaves(running, pictures, FEW)[0] == 0
     assert_unharmed(running, pictures)
+    assert_all_given_back(running, pictures)
 
 
 @pytest.mark.slow
@@ -160,6 +199,7 @@ def test_nothing_is_computed_for_two_thousand_of_four_thousand_clients_that_leav
     assert wasted == 0
     assert seconds < 1
     assert_unharmed(running, pictures)
+    assert_all_given_back(running, pictures)
 
 
 def test_none_of_two_hundred_requests_in_line_is_lost_when_the_server_is_told_to_stop(
@@ -194,6 +234,7 @@ def test_two_thousand_requests_side_by_side_each_get_their_own_answer(server: Se
     assert outcome.statuses == {200: 2_000}
     assert outcome.wrong == []
     assert_unharmed(server, pictures)
+    assert_all_given_back(server, pictures)
 
 
 @pytest.mark.slow
@@ -214,3 +255,4 @@ def test_a_hundred_thousand_requests_side_by_side_each_get_their_own_answer(
     assert outcome.wrong == []
     assert pictures.apart() > 0.1
     assert_unharmed(server, pictures)
+    assert_all_given_back(server, pictures)

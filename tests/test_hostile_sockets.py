@@ -9,7 +9,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from crowds import Pictures, Record, assert_unharmed, memory_of
+from conftest import StartServer
+from crowds import Pictures, Record, assert_all_given_back, assert_unharmed, memory_of
 from load_client import Outcome, Pool, closed_loop
 from procfs import family, forget_peak, peak
 from service_process import Server
@@ -140,6 +141,12 @@ def assert_all_good(outcomes: list[Outcome]) -> None:
 
 
 @pytest.fixture(scope="module")
+def server(start_server: StartServer) -> Server:
+    """A server that nobody else asks."""
+    return start_server(max_items=4096)
+
+
+@pytest.fixture(scope="module")
 def pictures() -> Pictures:
     return Pictures(200, drawn=64)
 
@@ -162,6 +169,7 @@ def test_what_has_no_end_is_cut_and_good_clients_do_not_notice(server: Server, p
     assert_all_good(outcomes)
     assert peak(*processes) - before < MAX_PEAK
     assert_unharmed(server, pictures)
+    assert_all_given_back(server, pictures)
 
 
 @pytest.mark.slow
@@ -169,7 +177,7 @@ def test_what_has_no_end_is_cut_and_good_clients_do_not_notice(server: Server, p
 def test_six_hundred_connections_that_never_finish_are_cut_and_leave_nothing_behind(
     tmp_path: Path, pictures: Pictures, record_property: Record
 ) -> None:
-    server = Server(tmp_path / "log.txt", {"drain_delay_s": 0})
+    server = Server(tmp_path / "log.txt", {"drain_delay_s": 0, "max_items": 4096})
     server.wait_until_ready()
 
     async def attack() -> list[tuple[bytes, float]]:
@@ -195,6 +203,7 @@ def test_six_hundred_connections_that_never_finish_are_cut_and_leave_nothing_beh
     assert_all_good(outcomes)
     assert growth < MAX_GROWTH
     assert_unharmed(server, pictures)
+    assert_all_given_back(server, pictures)
     server.end()
 
 

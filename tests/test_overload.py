@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from crowds import NPY_BOTH, Pictures, Record, assert_unharmed
+from crowds import NPY_BOTH, Pictures, Record, assert_all_given_back, assert_unharmed
 from load_client import request
 from overload import Make, run
 from service_pictures import npy
@@ -59,4 +59,5 @@ def test_at_a_multiple_of_the_capacity_what_can_be_served_is_served(
     assert best.share >= GOODPUT
     assert best.recovery_s < RECOVERY_S
     assert_unharmed(server, pictures)
+    assert_all_given_back(server, pictures)
     server.end()

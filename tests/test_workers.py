@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -20,6 +21,7 @@ from service_process import Server, environment, free_port, refused_start
 from test_server import SAFETY_S, Process, request
 
 from app.tally import Tally, shared
+from model.checkpoint import resolve
 
 TESTS = Path(__file__).parent
 
@@ -47,6 +49,11 @@ def answers(port: int) -> float:
     text = httpx.get(f"http://127.0.0.1:{port}/metrics").text
     found = [s for family in text_string_to_metric_families(text) for s in family.samples]
     return sum(s.value for s in found if s.name == "vae_requests_total" and s.labels["route"] == "/sample")
+
+
+def digests(server: Server) -> set[str]:
+    """Return which models answer; of a connection each, so that every worker is asked."""
+    return {httpx.get(f"{server.url}/model").headers["X-Model-Digest"] for _ in range(20)}
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +89,28 @@ def test_a_reload_reaches_every_worker(pair: Server) -> None:
     pair.process.send_signal(signal.SIGHUP)
     until(lambda: pair.log.read_text().count("ready: ") == told + 2)
     assert len(workers_of(pair.pid)) == 2
+
+
+def test_a_worker_that_comes_back_with_a_new_model_makes_it_that_of_all(tmp_path: Path) -> None:
+    model = tmp_path / "model.safetensors"
+    shutil.copy(resolve("mnist"), model)
+    server = Server(tmp_path / "log.txt", {"workers": 2, "drain_delay_s": 0, "model": model})
+    server.wait_until_ready()
+    try:
+        before = digests(server)
+        assert len(before) == 1
+        shutil.copy(resolve("fashion"), tmp_path / "new.safetensors")
+        (tmp_path / "new.safetensors").rename(model)
+        assert digests(server) == before  # nobody has asked for it
+        dead, alive = workers_of(server.pid)
+        os.kill(dead, signal.SIGKILL)
+        until(lambda: server.log.read_text().count("ready: ") == 4)
+        until(lambda: len(digests(server)) == 1)
+        assert digests(server) != before
+        assert alive in workers_of(server.pid)
+        assert server.log.read_text().count("found another model") == 1
+    finally:
+        server.end()
 
 
 def test_a_wrong_model_is_told_once_and_is_exit_78() -> None:
