@@ -10,15 +10,17 @@ import math
 import random
 import select
 import socket
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import closing
 from dataclasses import dataclass, field
 
 HOST = "127.0.0.1"
 TIMEOUT_S = 30.0
 MOST_CONNECTIONS = 512  # of the open loop; `select` takes no more than 1024
+WARM_S = 0.2  # in which the threads of a closed loop count nothing, as in ``bench.limit``
 RECEIVE_BYTES = 1 << 16  # at first; what is longer gets a longer buffer
 
 
@@ -27,7 +29,7 @@ class Times:
     """What a loop measured.
 
     Attributes:
-        seconds: from the first request to the last answer.
+        seconds: from the first request to the last answer; of threads, in which as many come at their common rate.
         latencies: of each answer, in seconds, in the order of arrival.
         late: how late the open loop itself sent, in seconds.
         errors: answers other than 200.
@@ -136,26 +138,36 @@ def closed_loop(port: int, requests: Sequence[bytes], connections: int, seconds:
 
 
 def closed_threads(port: int, requests: Sequence[bytes], connections: int, seconds: float) -> Times:
-    """Do the same with a thread for each connection: for long bodies, whose sending takes time."""
-    times, lock, begin = Times(), threading.Lock(), time.perf_counter()
+    """Do the same with a thread for each connection: for long bodies, whose sending takes time.
 
-    def work(first: int) -> None:
-        connection, sent = Connection(port), first
-        while (start := time.perf_counter()) - begin < seconds:
-            connection.send(requests[sent % len(requests)])
-            status = connection.wait()
-            sent += 1
-            with lock:
-                times.latencies.append(time.perf_counter() - start)
-                times.errors += status != 200
-        connection.close()
+    What is measured has neither beginning nor end, as they would be a good part of so few requests: each connection
+    counts on its own clock, from ``WARM_S`` on, and goes on until the last one has counted for long enough.
+    """
+    times, begin, counting, rates = Times(), time.perf_counter(), set(range(connections)), list[float]()
+    statuses = list[int]()
 
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(connections)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    times.seconds = time.perf_counter() - begin
+    def work(number: int) -> None:
+        sent, since, counted = number, math.inf, 0
+        with closing(Connection(port)) as connection:
+            while counting:
+                start = time.perf_counter()
+                connection.send(requests[sent % len(requests)])
+                status, sent, now = connection.wait(), sent + 1, time.perf_counter()
+                if number in counting and start >= begin + WARM_S:
+                    since, counted = min(since, start), counted + 1
+                    times.latencies.append(now - start)
+                    statuses.append(status)
+                    if now - since >= seconds:
+                        rates.append(counted / (now - since))
+                        counting.discard(number)
+
+    with ThreadPoolExecutor(connections) as pool:
+        for done in as_completed([pool.submit(work, number) for number in range(connections)]):
+            try:
+                done.result()
+            finally:
+                counting.clear()  # where one has failed nobody goes on
+    times.seconds, times.errors = len(statuses) / sum(rates), sum(status != 200 for status in statuses)
     return times
 
 

@@ -84,6 +84,24 @@ def test_a_closed_loop_counts_answers_and_errors(loop: Any) -> None:
     assert min(times.latencies) > 0
 
 
+def test_a_closed_loop_of_threads_counts_neither_its_beginning_nor_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent, send = list[bytes](), Connection.send
+    monkeypatch.setattr(Connection, "send", lambda self, request: (sent.append(request), send(self, request)))
+    with answering([ANSWER]) as port:
+        times = closed_threads(port, [request_bytes("GET", "/")], 3, 0.1)
+    assert 3 <= len(times.latencies) < len(sent)
+    assert times.seconds >= 0.1
+
+
+def test_a_closed_loop_of_threads_ends_where_a_server_hangs_up() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        hanging_up = threading.Thread(target=lambda: [listener.accept()[0].close() for _ in range(3)])
+        hanging_up.start()
+        with pytest.raises(ConnectionError):
+            closed_threads(listener.getsockname()[1], [request_bytes("GET", "/")], 3, 60)
+        hanging_up.join()
+
+
 def test_an_open_loop_sends_what_was_due_and_measures_from_then() -> None:
     with answering([ANSWER]) as port:
         times = open_loop(port, [request_bytes("GET", "/")], 200, 0.2, seed=3)
