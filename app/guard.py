@@ -271,7 +271,7 @@ class Guard(HttpToolsProtocol):
             self._refuse("too_slow")
 
     def _look_again(self) -> None:
-        self.server_state.unread.pop(self, None)
+        self._stop_watch()
         self.server_state.unread[self] = None  # at the end: it has just been served
         self._watch = self.loop.call_later(self._limits.send_s, self._look, self.unsent)
 

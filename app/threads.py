@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -35,7 +36,8 @@ class Pool:
     def __init__(self, size: int, name: str) -> None:
         """Start no thread yet."""
         self._threads, self._size = ThreadPoolExecutor(size, name), size
-        self._inside = 0  # pieces of work that somebody waits for
+        self._lock = threading.Lock()  # guards the following
+        self._inside = 0  # pieces of work that somebody waits for, or that a thread has begun
         self._mean_s = 0.0  # that one takes
 
     @property
@@ -45,23 +47,29 @@ class Pool:
 
     async def run(self, work: Callable[..., T], *args: Any) -> T:
         """Return ``work(*args)``, as ``in_thread`` does."""
-        spent = list[float]()
-        self._inside += 1
+        ticket = [partial(work, *args)]
+        with self._lock:
+            self._inside += 1
         try:
-            return await in_thread(self._threads, _timed, spent, work, *args)
+            return await in_thread(self._threads, self._timed, ticket)
         finally:
-            self._inside -= 1
-            for seconds in spent:
-                self._mean_s += NEWEST * (seconds - self._mean_s)
+            with self._lock:
+                if ticket:  # no thread has come to it
+                    ticket.clear()
+                    self._inside -= 1
+
+    def _timed(self, ticket: list[Callable[[], T]]) -> T:
+        with self._lock:
+            work = ticket.pop()  # from now on it counts until it is done, whoever waits for it
+        started = time.monotonic()
+        try:
+            return work()
+        finally:
+            seconds = time.monotonic() - started
+            with self._lock:
+                self._inside -= 1
+                self._mean_s += (NEWEST if self._mean_s else 1.0) * (seconds - self._mean_s)
 
     def close(self) -> None:
         """Begin nothing more."""
         self._threads.shutdown(wait=False, cancel_futures=True)
-
-
-def _timed(spent: list[float], work: Callable[..., T], *args: Any) -> T:
-    started = time.monotonic()
-    try:
-        return work(*args)
-    finally:
-        spent.append(time.monotonic() - started)

@@ -89,6 +89,7 @@ class _Worker:
     line: socket.socket
     ready: bool = False
     digest: str | None = None  # of its model
+    unheard: bytes = b""  # the beginning of a line
     problems: list[str] = field(default_factory=list)
 
 
@@ -194,24 +195,28 @@ class _Parent:
             told = worker.line.recv(65_536)
         if not told:
             self._selector.unregister(worker.line)
-        for line in told.splitlines():
+        *lines, worker.unheard = (worker.unheard + told).split(b"\n")
+        for line in lines:
             said = json.loads(line)
             if isinstance(said, list):
                 worker.problems += said
-                continue
-            worker.digest, is_new, worker.ready = said, not worker.ready, True
-            if is_new and self._opened:
-                self._open([worker])
-                self._align_with(worker)
-            elif is_new:
-                self._open(list(self._workers.values()))
+            elif worker.pid in self._workers:  # it is still alive
+                self._note_model(worker, said)
 
-    def _align_with(self, newest: _Worker) -> None:
-        """Let all load the model that a replacement has found: the service has one, and theirs may be gone."""
-        others = [worker for worker in self._workers.values() if worker.ready and worker.digest != newest.digest]
-        if others and not self._stopping:
-            log.warning("worker %d has found another model than was in force: all load it", newest.index)
-        for worker in others:
+    def _note_model(self, worker: _Worker, digest: str | None) -> None:
+        """Take note of a worker's model; with the first one it is ready, and the service must have one model."""
+        is_new, worker.ready, worker.digest = not worker.ready, True, digest
+        if is_new:
+            self._open([worker] if self._opened else list(self._workers.values()))
+            self._align()
+
+    def _align(self) -> None:
+        """Let all load anew where not all have found the same model: some of them may be gone."""
+        ready = [worker for worker in self._workers.values() if worker.ready]
+        if self._stopping or not self._opened or len({worker.digest for worker in ready}) == 1:
+            return
+        log.warning("the workers have found different models in the file: all load it anew")
+        for worker in ready:
             os.kill(worker.pid, signal.SIGHUP)
 
     def _open(self, workers: list[_Worker]) -> None:

@@ -120,6 +120,28 @@ def test_a_refused_connection_is_counted_by_its_code(sent, code):
     play(scenario)
 
 
+def test_nothing_is_left_of_who_says_that_it_sends_no_more_and_reads_two_large_answers():
+    async def scenario():
+        limits = replace(SHORT, send_s=0.3, send_bytes=1)
+        async with guarded(limits) as (_, state, connect):
+            for _ in range(8):
+                client = await connect()
+                client.writer.transport.pause_reading()
+                await client.send(GET.replace(b"/small", b"/large") * 2)
+                while not state.unread:
+                    await asyncio.sleep(0.01)
+                client.writer.write_eof()
+                await asyncio.sleep(0.05)
+                client.writer.transport.resume_reading()
+                await client.rest()
+                while state.connections:
+                    await asyncio.sleep(0.01)
+            await asyncio.sleep(3 * limits.send_s)
+            assert not state.unread
+
+    play(scenario)
+
+
 async def deaf(connect, state):
     """Return a client that has asked for as much as keeps some of an answer with the server, and reads none of it."""
     client = await connect()

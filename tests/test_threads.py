@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import threading
+import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
@@ -75,6 +76,35 @@ def test_a_pool_knows_how_long_its_line_takes(monkeypatch: pytest.MonkeyPatch) -
         busy.set()
         await asyncio.wait(line)
         assert pool.wait_s == 0
+        pool.close()
+
+    asyncio.run(asyncio.wait_for(scenario(), 60))
+
+
+def test_work_that_nobody_waits_for_any_more_counts_until_it_is_done() -> None:
+    begun, busy = threading.Event(), threading.Event()
+
+    def work() -> None:
+        begun.set()
+        busy.wait()
+        time.sleep(0.02)
+
+    async def scenario() -> None:
+        pool = Pool(1, "test")
+        await pool.run(time.sleep, 0.5)
+        left = asyncio.create_task(pool.run(work))
+        await asyncio.to_thread(begun.wait)
+        left.cancel()
+        await asyncio.wait([left])
+        first = pool.wait_s
+        assert first >= 0.5  # what was done once is what is known
+        busy.set()
+        while pool.wait_s:
+            await asyncio.sleep(0.01)
+        follower = asyncio.create_task(pool.run(time.sleep, 0.0))
+        await asyncio.sleep(0)
+        assert 0 < pool.wait_s < first  # what nobody waited for has been learnt, too
+        await follower
         pool.close()
 
     asyncio.run(asyncio.wait_for(scenario(), 60))

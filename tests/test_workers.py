@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -20,6 +21,8 @@ from service_pictures import PNG, ink, png
 from service_process import Server, environment, free_port, refused_start
 from test_server import SAFETY_S, Process, request
 
+from app import workers
+from app.settings import Settings
 from app.tally import Tally, shared
 from model.checkpoint import resolve
 
@@ -108,7 +111,7 @@ def test_a_worker_that_comes_back_with_a_new_model_makes_it_that_of_all(tmp_path
         until(lambda: len(digests(server)) == 1)
         assert digests(server) != before
         assert alive in workers_of(server.pid)
-        assert server.log.read_text().count("found another model") == 1
+        assert server.log.read_text().count("different models") == 1
     finally:
         server.end()
 
@@ -183,6 +186,94 @@ def test_workers_end_when_their_parent_is_gone(crew: Process) -> None:
     crew.process.wait()
     until(lambda: not any(Path(f"/proc/{pid}/cmdline").exists() for pid in workers))
     assert crew.end()[1].count("stopped") == 2
+
+
+class Told:
+    """A parent whose workers are sockets, and the signals that it sends them, by process id."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+        self.signals: list[tuple[int, int]] = []
+        monkeypatch.setattr(workers.os, "kill", lambda pid, number: self.signals.append((pid, number)))
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.parent = workers._Parent(Settings(), count, lambda *_: 0, self._listener, ())
+        self._started = 0
+        monkeypatch.setattr(self.parent, "_start", lambda index: self.start(index))
+        self.found = [self.start(index) for index in range(count)]
+
+    def start(self, index: int) -> Any:
+        self._started += 1
+        ours, theirs = socket.socketpair()
+        worker = workers._Worker(index, self._started, ours)
+        worker.far = theirs  # type: ignore[attr-defined]
+        self.parent._workers[worker.pid] = worker
+        self.parent._selector.register(ours, workers.selectors.EVENT_READ, worker)
+        return worker
+
+    def says(self, worker: Any, said: str) -> None:
+        worker.far.sendall(said.encode())
+        self.parent._hear(worker)
+
+    def dies(self, worker: Any) -> None:
+        worker.far.close()
+        self.parent._replace(self.parent._workers.pop(worker.pid), -signal.SIGKILL)
+
+    def end(self) -> None:
+        self.parent._selector.close()
+        for end in (self._listener, self.parent._wake, self.parent._woken):
+            end.close()
+        for worker in [*self.parent._workers.values(), *self.found]:
+            worker.line.close()
+            worker.far.close()
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> Iterator[Told]:
+    with ExitStack() as stack:
+        made = Told(monkeypatch, 3)
+        stack.callback(made.end)
+        yield made
+
+
+RELOADS = {(1, signal.SIGHUP), (2, signal.SIGHUP), (3, signal.SIGHUP)}
+
+
+def test_workers_that_start_with_different_models_all_load_anew(told: Told) -> None:
+    for worker, digest in zip(told.found, "aab", strict=True):
+        assert told.signals == []
+        told.says(worker, f'"{digest}"\n')
+    assert set(told.signals) == RELOADS
+
+
+def test_also_a_worker_that_is_ready_last_with_the_model_of_before_loads_anew(told: Told) -> None:
+    for worker in told.found:
+        told.says(worker, '"a"\n')
+    assert told.signals == []
+    for worker in told.found:
+        told.says(worker, '"b"\n')  # after a reload
+    assert told.signals == []
+    told.dies(told.found[1])
+    told.says(told.parent._workers[4], '"a"\n')
+    assert {pid for pid, _ in told.signals} == {1, 3, 4}
+
+
+def test_while_it_stops_nobody_loads_anew(told: Told) -> None:
+    for worker in told.found[:2]:
+        told.says(worker, '"a"\n')
+    told.parent._opened = told.parent._stopping = True
+    told.says(told.found[2], '"b"\n')
+    assert told.signals == []
+
+
+def test_what_a_worker_says_may_come_in_pieces_and_the_last_words_of_a_dead_one_open_nothing(told: Told) -> None:
+    for piece in ('"a"\n["VAE_', 'MODEL: wrong"', ', "2"]\n'):
+        told.says(told.found[0], piece)
+    assert told.found[0].digest == "a"
+    assert told.found[0].problems == ["VAE_MODEL: wrong", "2"]
+    told.says(told.found[1], '"a"\n')
+    told.found[2].far.sendall(b'"a"\n')
+    told.dies(told.found[2])
+    assert not told.parent._opened
+    assert told.parent._stopping  # a worker that dies before the start is over ends it
 
 
 FORKS = """
